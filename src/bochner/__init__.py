@@ -1,0 +1,19 @@
+"""bochner: random features for softmax and Gaussian kernels, with an error you can trust.
+
+    K(x, y)  ~  query(x) . key(y)
+"""
+
+from bochner.attention import AttentionState, linear_attention, step
+from bochner.algebra import Constant, Product, Scaled, Sum
+from bochner.catalog import make, spec, specs
+from bochner.feature_map import FeatureMap
+from bochner.features import Features
+from bochner.kernels import Gaussian, Softmax
+from bochner.proposals import GaussianProposal
+from bochner.random_features import RandomFeatures
+from bochner.request import Request
+from bochner.specification import FeatureMapSpec
+from bochner.transformed import TransformedFeatures
+from bochner.validation import NotFittedError, UnknownNameError
+
+__version__ = "0.1.0"

@@ -1,0 +1,187 @@
+"""The running state of linear attention: what all keys so far have left behind.
+
+    numerator_f   = sum_j phi_f(k_j) exp(-reference_f) v_j         [*b, m, dv]
+    denominator_f = sum_j phi_f(k_j) exp(-reference_f)             [*b, m]
+
+The reference is a running maximum of log phi_f(k_j): per feature for positive maps, so no feature
+underflows because another key is large, and one number per head for signed maps. There is no eps: for
+positive maps the denominator that a query reads is at least 1 in its own scale.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bochner.attention.inputs import attention_inputs
+from bochner.feature_map import FeatureMap, compute_dtype
+from bochner.features import Features, log_inner
+
+CAUSAL_BLOCK = 64
+"""Tokens per block of the causal form: [block, block] scores are formed inside a block only."""
+
+
+class DenominatorWarning(UserWarning):
+    """A signed feature map gave attention denominators that are not positive."""
+
+
+@dataclass(frozen=True)
+class AttentionState:
+    """Constant-size memory of the keys and values seen so far; `step` returns the next one.
+
+    Shapes:     reference [*b, 1, m] (positive maps) or [*b, 1, 1] (signed), numerator [*b, m, dv],
+                denominator [*b, m]; None before the first token. float32, or float64 for float64.
+    Example:
+        >>> import bochner
+        >>> g = torch.Generator().manual_seed(0)
+        >>> phi = bochner.make("positive", dim=4, num_features=16, generator=g)
+        >>> state = AttentionState(phi)
+        >>> q, k, v = (torch.randn(1, 4, generator=g) for _ in range(3))
+        >>> out, state = step(state, q, k, v)
+        >>> bool(torch.allclose(out, v, atol=1e-6))           # one token attends to itself
+        True
+    """
+
+    feature_map: FeatureMap
+    reference: Tensor | None = None
+    numerator: Tensor | None = None
+    denominator: Tensor | None = None
+
+
+def feature_logs(features: Features) -> tuple[Tensor | None, Tensor]:
+    """(mantissa, logarithm): (None, [*b, n, m]) if positive, (values [*b, n, m], [*b, n, 1]) if signed."""
+    if features.log_values is not None:
+        return None, features.log_values + features.log_scale
+    return features.values, features.log_scale
+
+
+def absorb(state: AttentionState, keys: Features, values: Tensor, visible: Tensor | None) -> AttentionState:
+    """The state after a block of keys; hidden keys leave no trace.
+
+    Shapes:     keys [*b, n, m], values [*b, n, dv], visible [*b, n] (True = attend) or None.
+    Cost:       O(n m dv) time.
+    """
+    mantissa, log_keys = feature_logs(keys)
+    if visible is not None:
+        log_keys = log_keys.masked_fill(~visible.unsqueeze(-1), -math.inf)
+    top = log_keys.detach().amax(dim=-2, keepdim=True)
+    reference = top if state.reference is None else torch.maximum(state.reference, top)
+    finite = torch.where(torch.isinf(reference), 0.0, reference)  # -inf: no visible key yet
+    weights = torch.exp(log_keys - finite)
+    if mantissa is not None:
+        weights = weights * mantissa
+    numerator = weights.transpose(-1, -2) @ values
+    denominator = weights.sum(dim=-2)
+    if state.reference is not None:
+        assert state.numerator is not None
+        assert state.denominator is not None
+        decay = torch.exp(state.reference - finite)
+        numerator = numerator + state.numerator * decay.transpose(-1, -2)
+        denominator = denominator + state.denominator * decay.squeeze(-2)
+    return replace(state, reference=reference, numerator=numerator, denominator=denominator)
+
+
+def read(state: AttentionState, queries: Features) -> tuple[Tensor, Tensor, Tensor]:
+    """What queries find in the state: numerator [*b, n, dv], denominator [*b, n, 1], their log-scale.
+
+    The scale [*b, n, 1] is that of both, relative to exp(query log-scale) taken out; -inf where the
+    state holds no visible key.
+    """
+    assert state.reference is not None
+    assert state.numerator is not None
+    assert state.denominator is not None
+    denominators = state.denominator.unsqueeze(-1)
+    mantissa, log_queries = feature_logs(queries)
+    total = log_queries + state.reference
+    if mantissa is None:
+        scale = total.detach().amax(dim=-1, keepdim=True)
+        finite = torch.where(torch.isinf(scale), 0.0, scale)
+        weights = torch.exp(total - finite)
+    else:
+        scale, weights = total, mantissa
+    return weights @ state.numerator, weights @ denominators, scale
+
+
+def causal_block(
+    state: AttentionState, queries: Features, keys: Features, values: Tensor, visible: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One block: earlier keys through the state, keys of the block through their pairwise scores.
+
+    Nothing that a row computes depends on a later key, not even its stabiliser.
+
+    Returns:    numerator [*b, n, dv] and denominator [*b, n, 1]; both 0 where no key is visible.
+    """
+    length = values.shape[-2]
+    allowed = torch.ones(length, length, dtype=torch.bool, device=values.device).tril()
+    if visible is not None:
+        allowed = allowed & visible.unsqueeze(-2)
+    scores = log_inner(queries, keys, where=allowed)
+    top = scores.log_abs.detach().amax(dim=-1, keepdim=True)
+    if state.reference is not None:
+        past_numerator, past_denominator, past = read(state, queries)
+        top = torch.maximum(top, past.detach())
+    finite = torch.where(torch.isinf(top), 0.0, top)
+    weights = scores.sign * torch.exp(scores.log_abs - finite)
+    numerator, denominator = weights @ values, weights.sum(dim=-1, keepdim=True)
+    if state.reference is not None:
+        decay = torch.exp(past - finite)
+        numerator = numerator + past_numerator * decay
+        denominator = denominator + past_denominator * decay
+    return numerator, denominator
+
+
+def normalised(numerator: Tensor, denominator: Tensor, feature_map: FeatureMap) -> Tensor:
+    """numerator / denominator; rows that see no key (0 / 0) are 0, as in torch's exact attention."""
+    if not feature_map.positive and not torch.compiler.is_compiling():
+        share = float((denominator <= 0).float().mean())
+        if share > 0:
+            warnings.warn(
+                f"{share:.2%} of the attention denominators are not positive: a signed feature map"
+                " cannot normalise here; measure() reports how wrong the output is. Positive maps"
+                " (positive, hyperbolic, gerf, sderf, data-aware) cannot do this.",
+                DenominatorWarning,
+                stacklevel=4,
+            )
+    if not feature_map.positive:
+        return numerator / denominator
+    empty = denominator == 0
+    return torch.where(empty, 0.0, numerator / torch.where(empty, 1.0, denominator))
+
+
+def step(
+    state: AttentionState, q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None
+) -> tuple[Tensor, AttentionState]:
+    """Causal attention over the next tokens: one, or a block of any length.
+
+    Shapes:     q, k [*b, n, d] (already divided by the temperature), v [*b, n, dv], key_mask
+                broadcasting to [*b, n] (True = attend) -> out [*b, n, dv], next state.
+    Equals:     the same rows of `linear_attention(..., causal=True)`, for any split into steps.
+    Cost:       O(n m dv) time, O(m dv) memory, whatever came before.
+    Raises:     ValueError or TypeError as `linear_attention`.
+    """
+
+    inputs = attention_inputs(state.feature_map, q, k, v, key_mask, causal=True)
+    return advance(state, inputs.q, inputs.k, inputs.v, inputs.key_mask)
+
+
+def advance(
+    state: AttentionState, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None
+) -> tuple[Tensor, AttentionState]:
+    """`step` on checked inputs, block by block."""
+    feature_map = state.feature_map
+    outputs = []
+    with torch.autocast(device_type=q.device.type, enabled=False):
+        for start in range(0, q.shape[-2], CAUSAL_BLOCK):
+            rows = slice(start, start + CAUSAL_BLOCK)
+            visible = None if key_mask is None else key_mask[..., rows]
+            queries = feature_map.query(q[..., rows, :])
+            keys = feature_map.key(k[..., rows, :])
+            values = v[..., rows, :].to(compute_dtype(v))
+            numerator, denominator = causal_block(state, queries, keys, values, visible)
+            outputs.append(normalised(numerator, denominator, feature_map).to(v.dtype))
+            state = absorb(state, keys, values, visible)
+    return torch.cat(outputs, dim=-2), state

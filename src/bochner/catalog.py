@@ -1,0 +1,94 @@
+"""The catalogue: every SPEC of `bochner.feature_maps`, and third parties' by entry point."""
+
+from __future__ import annotations
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+
+import torch
+
+import bochner.feature_maps
+from bochner.feature_map import FeatureMap
+from bochner.kernels import Kernel, kernel_from_name
+from bochner.projections import Projection, projection_from_name
+from bochner.request import Request, fresh_generator
+from bochner.specification import FeatureMapSpec
+from bochner.validation import unknown_name
+
+ENTRY_POINT_GROUP = "bochner.feature_maps"
+
+
+@cache
+def specs() -> dict[str, FeatureMapSpec]:
+    """All specifications by name, sorted.
+
+    Raises:     ValueError if two share a name, TypeError if an entry point is not a FeatureMapSpec.
+    Example:
+        >>> "positive" in specs()
+        True
+    """
+    package = bochner.feature_maps
+    found = [
+        (module.name, import_module(f"{package.__name__}.{module.name}").SPEC)
+        for module in pkgutil.iter_modules(package.__path__)
+    ]
+    found += [(point.name, point.load()) for point in entry_points(group=ENTRY_POINT_GROUP)]
+    by_name: dict[str, FeatureMapSpec] = {}
+    for source, spec in found:
+        if not isinstance(spec, FeatureMapSpec):
+            raise TypeError(f"{source} gives a {type(spec).__name__}; expected a FeatureMapSpec.")
+        if spec.name in by_name:
+            raise ValueError(f"two feature maps are called {spec.name!r}; rename one.")
+        by_name[spec.name] = spec
+    return dict(sorted(by_name.items()))
+
+
+def spec(name: str) -> FeatureMapSpec:
+    """One specification; UnknownNameError lists the nearest names."""
+    if name not in specs():
+        raise unknown_name("feature map", name, specs())
+    return specs()[name]
+
+
+def make(
+    name: str,
+    *,
+    dim: int,
+    num_features: int,
+    kernel: str | Kernel = "softmax",
+    projection: str | Projection | None = None,
+    batch_shape: tuple[int, ...] = (),
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> FeatureMap:
+    """A feature map by name: the edge where strings are welcome.
+
+    Arguments:
+        name: one of `bochner.catalog.specs()`.
+        dim: dimension d of the inputs, which are already divided by the temperature.
+        num_features: m, the columns that a consumer pays for.
+        kernel: "softmax" exp(x.y) or "gaussian" exp(-|x-y|^2/2).
+        projection: a name or a Projection; None takes the map's own default.
+        batch_shape: one independent map per element, for example (heads,).
+        generator: the source of randomness; None takes a fresh one seeded by the system.
+        dtype: of the stored directions, float32 or float64.
+    Returns:    a FeatureMap; a data-aware one still wants `.fit(queries, keys)`.
+    Raises:     UnknownNameError with the nearest names; ValueError for sizes that do not fit.
+    Example:
+        >>> phi = make("positive", dim=8, num_features=64, generator=torch.Generator().manual_seed(0))
+        >>> phi.num_features, phi.positive, phi.unbiased
+        (64, True, True)
+    """
+    chosen = spec(name)
+    request = Request(
+        dim=dim,
+        num_features=num_features,
+        kernel=kernel_from_name(kernel),
+        projection=chosen.default_projection if projection is None else projection_from_name(projection),
+        batch_shape=batch_shape,
+        generator=fresh_generator() if generator is None else generator,
+        dtype=dtype,
+    )
+    return chosen.build(request)

@@ -1,0 +1,164 @@
+"""The one value type that travels through the house: features with a log-scale.
+
+    phi(x) = values * exp(log_scale),      values [*b, n, m] of order 1, log_scale [*b, n, 1]
+
+Nothing exponentiates an unbounded number. Positive maps travel as logarithms (`log_values`), so
+that a feature too small for its dtype still takes part in a sum whose other factor is large.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_RESCUE_ROWS = 1 << 18  # pairs whose m logarithms are summed at once in the rescue below
+
+
+class SignedLog(NamedTuple):
+    """Real numbers as sign * exp(log_abs); log_abs is -inf for zero.
+
+    Shapes:     log_abs and sign share one shape; sign holds -1, 0 or 1.
+    Example:
+        >>> SignedLog(torch.tensor([0.0]), torch.tensor([-1.0])).value()
+        tensor([-1.])
+    """
+
+    log_abs: Tensor
+    sign: Tensor
+
+    def value(self) -> Tensor:
+        """sign * exp(log_abs); inf where that leaves the dtype's range."""
+        return self.sign * torch.exp(self.log_abs)
+
+
+class Features:
+    """Feature vectors phi(x) = values * exp(log_scale), one row per point.
+
+    Shapes:     values [*b, n, m] with entries of order 1, log_scale [*b, n, 1]; float32 or float64.
+    Positive:   made by `Features.from_logs`; `log_values` [*b, n, m] <= 0 is then present, and
+                `values` is its exponential, computed when asked for.
+    Example:
+        >>> f = Features.from_logs(torch.tensor([[1000.0, 999.0]]))   # exp(1000) has no float32
+        >>> f.values, f.log_scale
+        (tensor([[1.0000, 0.3679]]), tensor([[1000.]]))
+    """
+
+    __slots__ = ("_values", "log_scale", "log_values")
+
+    def __init__(self, values: Tensor, log_scale: Tensor) -> None:
+        self._values: Tensor | None = values
+        self.log_values: Tensor | None = None
+        self.log_scale = log_scale
+
+    @classmethod
+    def from_logs(cls, log_features: Tensor) -> Features:
+        """Positive features from their logarithms [*b, n, m], of any finite size."""
+        return cls.from_scaled_logs(log_features, torch.zeros_like(log_features[..., :1]))
+
+    @classmethod
+    def from_scaled_logs(cls, log_features: Tensor, log_scale: Tensor) -> Features:
+        """Positive features exp(log_features + log_scale); the row maximum moves into the scale."""
+        shift = log_features.detach().amax(dim=-1, keepdim=True)
+        features = cls.__new__(cls)
+        features._values = None
+        features.log_values = log_features - shift
+        features.log_scale = log_scale + shift
+        return features
+
+    @property
+    def values(self) -> Tensor:
+        """The features without their scale, [*b, n, m]."""
+        if self._values is None:
+            assert self.log_values is not None
+            self._values = torch.exp(self.log_values)
+        return self._values
+
+    @property
+    def positive(self) -> bool:
+        """Whether every feature is known to be positive (and travels as a logarithm)."""
+        return self.log_values is not None
+
+    @property
+    def num_features(self) -> int:
+        """m, the number of columns."""
+        stored = self.log_values if self._values is None else self._values
+        assert stored is not None
+        return stored.shape[-1]
+
+    def scaled(self, log_factor: Tensor | float) -> Features:
+        """The same features times exp(log_factor), log_factor broadcasting to [*b, n, 1]."""
+        features = Features.__new__(Features)
+        features._values = self._values
+        features.log_values = self.log_values
+        features.log_scale = self.log_scale + log_factor
+        return features
+
+    def materialise(self) -> Tensor:
+        """phi(x) itself, [*b, n, m]; leaves the dtype's range where log_scale does."""
+        if self.log_values is not None:
+            return torch.exp(self.log_values + self.log_scale)
+        return self.values * torch.exp(self.log_scale)
+
+    def __repr__(self) -> str:
+        kind = "positive" if self.positive else "signed"
+        stored = self.log_values if self._values is None else self._values
+        assert stored is not None
+        return f"Features({kind}, shape={list(stored.shape)}, dtype={stored.dtype})"
+
+
+def log_inner(queries: Features, keys: Features, *, where: Tensor | None = None) -> SignedLog:
+    """All inner products phi(x_i) . phi(y_j) as signed logarithms.
+
+    Shapes:     queries [*b, n, m], keys [*b, n', m] -> log_abs, sign [*b, n, n'].
+                `where` [n, n'] (or broadcastable): entries outside it are not rescued (see below)
+                and come back as -inf.
+    Method:     one matrix product of the row-normalised values. Positive entries that underflow
+                there (both rows have their large features elsewhere) are summed again in the log
+                domain, so no positive pair is ever lost.
+    Cost:       O(n n' m) time, O(n n') memory.
+    """
+    product = queries.values @ keys.values.transpose(-1, -2)
+    scale = queries.log_scale + keys.log_scale.transpose(-1, -2)
+    if not (queries.positive and keys.positive):
+        nonzero = product != 0
+        if where is not None:
+            nonzero = nonzero & where
+        log_abs = torch.log(torch.where(nonzero, product, torch.ones_like(product)).abs()) + scale
+        log_abs = log_abs.masked_fill(~nonzero, -math.inf)
+        return SignedLog(log_abs, torch.sign(product) * nonzero)
+    # the smallest sum that no lost term can have mattered to: m * (smallest normal) is far below
+    threshold = torch.finfo(product.dtype).tiny * 1e8
+    solid = product > threshold
+    log_abs = torch.log(torch.where(solid, product, torch.ones_like(product))) + scale
+    wanted = ~solid if where is None else ~solid & where
+    if torch.compiler.is_compiling() or bool(wanted.any()):
+        log_abs = _rescue(log_abs, wanted, queries, keys)
+    if where is not None:
+        log_abs = log_abs.masked_fill(~where, -math.inf)
+    return SignedLog(log_abs, torch.ones_like(log_abs))
+
+
+@torch.compiler.disable
+def _rescue(log_abs: Tensor, wanted: Tensor, queries: Features, keys: Features) -> Tensor:
+    """Replace the wanted entries of log_abs by a log-sum-exp over the features."""
+    index = wanted.expand(log_abs.shape).nonzero(as_tuple=True)
+    if index[0].numel() == 0:
+        return log_abs
+    assert queries.log_values is not None
+    assert keys.log_values is not None
+    lead = log_abs.shape[:-2]
+    log_q = (queries.log_values + queries.log_scale).expand(*lead, -1, -1)
+    log_k = (keys.log_values + keys.log_scale).expand(*lead, -1, -1)
+    *batch, row, column = index
+    sums = [
+        torch.logsumexp(
+            log_q[(*(b[part] for b in batch), row[part])]
+            + log_k[(*(b[part] for b in batch), column[part])],
+            dim=-1,
+        )
+        for part in torch.arange(row.numel(), device=row.device).split(_RESCUE_ROWS)
+    ]
+    return log_abs.index_put(index, torch.cat(sums))

@@ -1,0 +1,42 @@
+"""What the catalogue knows of a feature map: the frozen SPEC that ends its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bochner.feature_map import FeatureMap
+from bochner.projections import Orthogonal, Projection
+from bochner.request import Request
+
+
+@dataclass(frozen=True)
+class FeatureMapSpec:
+    """Name, description and constructor of one feature map.
+
+    Arguments:
+        name: what users type, in lower case with hyphens.
+        summary: one sentence, for the catalogue page and `bochner list`.
+        reference: paper and equation.
+        build: Request -> FeatureMap (a data-aware one returns an `UnfittedMap`).
+        needs_data: whether `.fit(queries, keys)` must be called before use.
+        changes_kernel: whether the exact value differs from the kernel (trained kernels).
+        positive: whether all features are positive.
+        columns: columns per projection, so that num_features must be a multiple of it.
+        default_projection: used unless the caller names one.
+    """
+
+    name: str
+    summary: str
+    reference: str
+    build: Callable[[Request], FeatureMap]
+    needs_data: bool = False
+    changes_kernel: bool = False
+    positive: bool = True
+    columns: int = 1
+    default_projection: Projection = Orthogonal()
+
+    def smallest_budget(self, projection: Projection | None = None) -> int:
+        """The smallest num_features that works with a projection."""
+        antithetic = (projection or self.default_projection).antithetic_base is not None
+        return self.columns * (2 if antithetic else 1)

@@ -3,9 +3,10 @@
     K(x, y)  ~  query(x) . key(y)
 """
 
-from bochner.attention import AttentionState, linear_attention, step
 from bochner.algebra import Constant, Product, Scaled, Sum
+from bochner.attention import AttentionState, linear_attention, step
 from bochner.catalog import make, spec, specs
+from bochner.diagnostics import describe, measure, predict, recommend
 from bochner.feature_map import FeatureMap
 from bochner.features import Features
 from bochner.kernels import Gaussian, Softmax
@@ -15,5 +16,33 @@ from bochner.request import Request
 from bochner.specification import FeatureMapSpec
 from bochner.transformed import TransformedFeatures
 from bochner.validation import NotFittedError, UnknownNameError
+
+__all__ = [
+    "AttentionState",
+    "Constant",
+    "FeatureMap",
+    "FeatureMapSpec",
+    "Features",
+    "Gaussian",
+    "GaussianProposal",
+    "NotFittedError",
+    "Product",
+    "RandomFeatures",
+    "Request",
+    "Scaled",
+    "Softmax",
+    "Sum",
+    "TransformedFeatures",
+    "UnknownNameError",
+    "describe",
+    "linear_attention",
+    "make",
+    "measure",
+    "predict",
+    "recommend",
+    "spec",
+    "specs",
+    "step",
+]
 
 __version__ = "0.1.0"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from bochner.feature_map import compute_dtype
 from bochner.statistics import Moments
 from bochner.transforms import Centring, Composed, LinearPair
 
@@ -14,7 +15,7 @@ from bochner.transforms import Centring, Composed, LinearPair
 class BalancedView:
     """Calibration data as a proposal sees it.
 
-    Shapes:     queries, keys [*b, *batch, n, d] in float64, both with covariance diag(spread);
+    Shapes:     queries, keys [*b, *batch, n, d] in the compute dtype, both with covariance diag(spread);
                 spread [*batch, d] = sqrt(eig(Lq Lk)); key_log_weights [*b, *batch, n'] is what
                 centring took out of each key (attention keeps it as a weight).
     """
@@ -36,8 +37,8 @@ def balanced_coordinates(
     moments = Moments.of(queries, keys, batch_shape=batch_shape)
     pair = LinearPair.balancing(moments)
     transform = Composed(Centring.fit(moments), pair)
-    moved_queries, _ = transform.queries(queries.double())
-    moved_keys, factor = transform.keys(keys.double())
+    moved_queries, _ = transform.queries(queries.to(compute_dtype(queries)))
+    moved_keys, factor = transform.keys(keys.to(compute_dtype(keys)))
     balanced = pair.matrix @ moments.query_covariance @ pair.matrix.transpose(-1, -2)
     spread = balanced.diagonal(dim1=-2, dim2=-1)
     weights = None if factor is None else factor.squeeze(-1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from bochner.validation import check_finite, check_points
 
 _MAX_FIT_QUERIES = 4096
-"""Attention-weighted moments look at this many queries at most, evenly spaced."""
+"""Attention-weighted moments look at this many queries at most per map, evenly spaced."""
 
 
 @dataclass(frozen=True)
@@ -106,37 +106,45 @@ class AttentionMoments:
         batch_shape: tuple[int, ...] = (),
         log_weights: Tensor | None = None,
     ) -> AttentionMoments:
-        """Exact moments, streamed over blocks of queries (at most 4,096 of them, evenly spaced).
+        """Exact moments, streamed over blocks of queries (at most 4,096 a map, evenly spaced).
 
         Shapes:     queries, keys [*b, *batch, n, d]; attention stays inside each leading element,
                     moments pool those outside batch_shape. log_weights [*b, *batch, n'] are added
                     to the logits (the key factors that centring takes out).
-        Cost:       O(n n' d) time, O(n' d) memory.
+        Cost:       O(n n' d) time, O(n' d) memory; sums in float64, attention in the input's dtype.
         """
         check_leading("queries", queries, batch_shape)
-        q, k = queries.detach().double(), keys.detach().double()
-        if q.shape[-2] > _MAX_FIT_QUERIES:
-            picks = torch.linspace(0, q.shape[-2] - 1, _MAX_FIT_QUERIES).round().long()
-            q = q[..., picks.to(q.device), :]
-        block = max(1, min(512, (1 << 24) // max(1, k.shape[-2] * math.prod(k.shape[:-2]))))
-        sum_s = torch.zeros(*q.shape[:-2], q.shape[-1], dtype=q.dtype, device=q.device)
-        sum_ss = torch.zeros(*q.shape[:-2], q.shape[-1], q.shape[-1], dtype=q.dtype, device=q.device)
-        received = torch.zeros(k.shape[:-1], dtype=q.dtype, device=q.device)
-        for part in q.split(block, dim=-2):
+        q, k = queries.detach(), keys.detach()
+        pooled_count = math.prod(q.shape[: q.ndim - 2 - len(batch_shape)])
+        q = _evenly(q, max(1, _MAX_FIT_QUERIES // pooled_count))
+        rows = max(1, min(512, (1 << 24) // (k.shape[-2] * math.prod(k.shape[:-2]))))
+        sum_s = torch.zeros(*q.shape[:-2], q.shape[-1], dtype=torch.float64, device=q.device)
+        sum_ss = torch.zeros(*sum_s.shape, q.shape[-1], dtype=torch.float64, device=q.device)
+        received = torch.zeros(k.shape[:-1], dtype=torch.float64, device=q.device)
+        for part in q.split(rows, dim=-2):
             logits = part @ k.transpose(-1, -2)
             if log_weights is not None:
                 logits = logits + log_weights.unsqueeze(-2)
             attention = torch.softmax(logits, dim=-1)
-            expected = attention @ k
+            received += attention.sum(-2)
+            part, expected = part.double(), (attention @ k).double()
             cross = part.transpose(-1, -2) @ expected
             sum_s += (part + expected).sum(-2)
             sum_ss += part.transpose(-1, -2) @ part + cross + cross.transpose(-1, -2)
-            received += attention.sum(-2)
+        k = k.double()
         sum_ss += (k * received.unsqueeze(-1)).transpose(-1, -2) @ k
         extra = tuple(range(q.ndim - 2 - len(batch_shape)))
-        count = q.shape[-2] * math.prod(q.shape[i] for i in extra)
+        count = q.shape[-2] * pooled_count
         if extra:
             sum_s, sum_ss = sum_s.sum(extra), sum_ss.sum(extra)
         mean = sum_s / count
         covariance = sum_ss / count - mean.unsqueeze(-1) * mean.unsqueeze(-2)
         return cls(mean, 0.5 * (covariance + covariance.transpose(-1, -2)))
+
+
+def _evenly(x: Tensor, count: int) -> Tensor:
+    """At most `count` evenly spaced positions of x [*b, n, d]."""
+    if x.shape[-2] <= count:
+        return x
+    picks = torch.linspace(0, x.shape[-2] - 1, count, dtype=torch.float64).round().long()
+    return x[..., picks.to(x.device), :]

@@ -95,16 +95,22 @@ def linear_attention_swapped(
     Raises:     on entry TypeError or ValueError if the model does not use the attention interface;
                 in `model(...)` ValueError for another number of maps than layers, grouped-query
                 attention, logits with a bias or a cap, attention dropout, cached decoding.
-    Differs:    from `set_attn_implementation`: the model's own attention is back at the end of the
-                block, also after an error.
+    Differs:    from `model.set_attn_implementation`: the model's own attention is back at the end
+                of the block, also after an error.
     Example:
+        >>> import bochner
         >>> from bochner.data import load_minilm
         >>> model, tokenizer = load_minilm()
-        >>> with linear_attention_swapped(model, []):
-        ...     model(**tokenizer("A cat.", return_tensors="pt"))
-        Traceback (most recent call last):
-            ...
-        ValueError: feature_maps has 0 maps, model has more attention layers; give one per layer...
+        >>> tokens = tokenizer("A kitten is in the garden.", return_tensors="pt")
+        >>> g = torch.Generator().manual_seed(0)
+        >>> size = {"dim": 32, "num_features": 1024, "batch_shape": (12,), "generator": g}
+        >>> maps = [bochner.make("positive", **size) for _ in range(6)]
+        >>> with torch.no_grad():
+        ...     exact = sentence_embeddings(model, **tokens)
+        ...     with linear_attention_swapped(model, maps):
+        ...         linear = sentence_embeddings(model, **tokens)
+        >>> 0.5 < float(linear @ exact.T) < 0.9  # plain random features, fitted to nothing
+        True
     """
     attention = _LinearAttention(feature_maps)
     called = attention.modules
@@ -216,7 +222,7 @@ class _LinearAttention:
         except (ValueError, TypeError) as error:
             error.add_note(f"in attention layer {layer} ({type(module).__name__})")
             raise
-        return out.to(value.dtype).transpose(1, 2).contiguous(), None
+        return out.transpose(1, 2).contiguous(), None
 
     def _layer(self, module: nn.Module) -> int:
         """The module's own number, or its place in the order of first calls."""

@@ -29,7 +29,7 @@ def optimal_a(squared_norm: Tensor, dim: int) -> Tensor:
 
     Example:
         >>> round(float(optimal_a(torch.tensor(4.0), 6)), 4)
-        -0.1916
+        -0.226
     """
     p = squared_norm / dim
     return (1.0 - 2.0 * p - torch.sqrt((2.0 * p + 1.0).square() + 8.0 * p)) / 16.0

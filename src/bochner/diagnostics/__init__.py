@@ -1,0 +1,20 @@
+"""How wrong an approximation is: measured over redraws, predicted without drawing, and what to choose."""
+
+from bochner.diagnostics.describe import DataSummary, describe
+from bochner.diagnostics.interval import Interval
+from bochner.diagnostics.measure import ErrorReport, measure
+from bochner.diagnostics.predict import Prediction, predict
+from bochner.diagnostics.recommend import Candidate, Recommendation, recommend
+
+__all__ = [
+    "Candidate",
+    "DataSummary",
+    "ErrorReport",
+    "Interval",
+    "Prediction",
+    "Recommendation",
+    "describe",
+    "measure",
+    "predict",
+    "recommend",
+]

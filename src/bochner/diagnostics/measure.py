@@ -1,0 +1,196 @@
+"""Measured error: fresh redraws against exact attention, beside the trivial baseline."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bochner.diagnostics.exact import (
+    check_inputs,
+    exact_logs,
+    largest_log,
+    row_blocks,
+    visible_keys,
+)
+from bochner.diagnostics.interval import Interval
+from bochner.feature_map import FeatureMap, compute_dtype
+from bochner.features import log_inner
+from bochner.request import fresh_generator
+from bochner.validation import check_count
+
+
+@dataclass(frozen=True)
+class ErrorReport:
+    """Errors of one feature map on given data; each the median over heads, then mean over redraws.
+
+    kernel_error:               |K^ - K|_F / |K|_F.
+    output_error:               |O^ - O|_F / |O|_F of the attention output; None without values.
+    row_variation:              total variation between estimated and exact attention rows.
+    negative_entries:           share of kernel estimates below 0.
+    nonpositive_denominators:   share of rows whose denominator is <= 0.
+    trivial_output_error:       output error of averaging the values: what a map has to beat.
+    trivial_row_variation:      total variation of uniform attention.
+    per_head:                   metric -> [redraws, *heads], the raw figures.
+    """
+
+    num_features: int
+    kernel_error: Interval
+    output_error: Interval | None
+    row_variation: Interval
+    negative_entries: Interval
+    nonpositive_denominators: Interval
+    trivial_output_error: float | None
+    trivial_row_variation: float
+    per_head: dict[str, Tensor]
+
+    @property
+    def beats_trivial(self) -> bool | None:
+        """Whether the whole interval lies below averaging the values; None without values."""
+        if self.output_error is None or self.trivial_output_error is None:
+            return None
+        return self.output_error.high < self.trivial_output_error
+
+    def __str__(self) -> str:
+        lines = [
+            f"num_features {self.num_features}, {self.kernel_error.redraws} redraws"
+            f" ({self.kernel_error.level:.0%} intervals), median over heads",
+            f"  kernel relative error     {self.kernel_error}",
+        ]
+        if self.output_error is not None:
+            lines.append(f"  attention output error    {self.output_error}   (exact attention: 0)")
+            lines.append(f"    averaging the values    {self.trivial_output_error:.3f}")
+        lines += [
+            f"  row total variation       {self.row_variation}"
+            f"   (uniform: {self.trivial_row_variation:.3f})",
+            f"  negative kernel entries   {self.negative_entries}",
+            f"  denominators <= 0         {self.nonpositive_denominators}",
+        ]
+        return "\n".join(lines)
+
+
+def measure(
+    feature_map: FeatureMap,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None = None,
+    *,
+    causal: bool = False,
+    num_redraws: int = 8,
+    generator: torch.Generator | None = None,
+) -> ErrorReport:
+    """Measure a feature map on queries, keys and values, over whole redraws.
+
+    Shapes:     q [*heads, n, d], k [*heads, n', d], v [*heads, n', dv]; a map with batch_shape wants
+                matching heads.
+    Arguments:  num_redraws: independent redraws of all directions (what is fitted stays);
+                generator: their source, a fresh one unless given. `feature_map` is not changed.
+    Returns:    ErrorReport; the reference is exact attention under feature_map.kernel, in float32
+                (float64 for float64 input).
+    Cost:       O(n n' (d + m + dv)) time a redraw, streamed over rows. A diagnostic: quadratic.
+    Raises:     ValueError for shapes, NaN, num_redraws < 1; NotFittedError for an unfitted map.
+    Example:
+        >>> import bochner
+        >>> g = torch.Generator().manual_seed(0)
+        >>> phi = bochner.make("positive", dim=8, num_features=64, generator=g)
+        >>> q, k, v = (0.3 * torch.randn(40, 8, generator=g) for _ in range(3))
+        >>> report = measure(phi, q, k, v, generator=g)
+        >>> report.negative_entries.value, report.output_error.redraws
+        (0.0, 8)
+    """
+    check_count("num_redraws", num_redraws)
+    check_inputs(q, k, v, feature_map.dim, causal=causal)
+    generator = fresh_generator() if generator is None else generator
+    dtype = compute_dtype(q)
+    q, k, v = q.detach().to(dtype), k.detach().to(dtype), None if v is None else v.detach().to(dtype)
+    with torch.no_grad():
+        maps = [copy.deepcopy(feature_map).resample_(generator) for _ in range(num_redraws)]
+        per_head, trivial = _accumulate(maps, q, k, v, causal=causal)
+
+    def median(name: str) -> Interval:
+        return Interval.over(per_head[name].reshape(num_redraws, -1).median(dim=1).values)
+
+    def mean(name: str) -> Interval:
+        return Interval.over(per_head[name].reshape(num_redraws, -1).mean(dim=1))
+
+    return ErrorReport(
+        num_features=feature_map.num_features,
+        kernel_error=median("kernel"),
+        output_error=None if v is None else median("output"),
+        row_variation=median("variation"),
+        negative_entries=mean("negative_entries"),
+        nonpositive_denominators=mean("nonpositive_denominators"),
+        trivial_output_error=None if v is None else float(trivial["output"].median()),
+        trivial_row_variation=float(trivial["variation"].median()),
+        per_head=per_head,
+    )
+
+
+class _Totals(defaultdict[str, Tensor]):
+    """Named sums per head, in float64 on the CPU."""
+
+    def __init__(self, heads: tuple[int, ...]) -> None:
+        super().__init__(lambda: torch.zeros(heads, dtype=torch.float64))
+
+    def add(self, name: str, block: Tensor) -> None:
+        """Add the sum of a block [*heads, rows, columns] to one total."""
+        self[name] = self[name] + block.sum((-1, -2), dtype=torch.float64).cpu()
+
+
+def _accumulate(
+    maps: list[FeatureMap], q: Tensor, k: Tensor, v: Tensor | None, *, causal: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Metrics of every map [redraws, *heads] and of uniform attention [*heads], one pass over rows."""
+    kernel = maps[0].kernel
+    heads, length = tuple(q.shape[:-2]), q.shape[-2]
+    exact, uniform = _Totals(heads), _Totals(heads)
+    totals = [_Totals(heads) for _ in maps]
+    peak = largest_log(kernel, q, k, causal=causal)
+    entries = 0
+    for rows in row_blocks(q, k):
+        visible = visible_keys(rows, k.shape[-2], q.device, causal=causal)
+        logs = exact_logs(kernel, q[..., rows, :], k, visible)
+        entries += logs.shape[-2] * logs.shape[-1] if visible is None else int(visible.sum())
+        attention = torch.softmax(logs, dim=-1)
+        exact_kernel = torch.exp(logs - peak)
+        exact.add("kernel", exact_kernel.square())
+        output = None if v is None else attention @ v
+        flat = torch.softmax(torch.zeros_like(logs).masked_fill(torch.isinf(logs), -math.inf), -1)
+        _compare(uniform, flat, attention, v, output)
+        if output is not None:
+            exact.add("output", output.square())
+        for phi, total in zip(maps, totals, strict=True):
+            log_abs, sign = log_inner(phi.query(q[..., rows, :]), phi.key(k), where=visible)
+            total.add("kernel", (sign * torch.exp(log_abs - peak) - exact_kernel).square())
+            # rows in their own scale: the largest estimate of a row is +-1 before it is normalised
+            weights = sign * torch.exp(log_abs - log_abs.amax(dim=-1, keepdim=True))
+            denominator = weights.sum(dim=-1, keepdim=True)
+            total.add("negative_entries", weights < 0)
+            total.add("nonpositive_denominators", denominator <= 0)
+            _compare(total, weights / denominator, attention, v, output)
+    per_head = {
+        "kernel": torch.stack([(t["kernel"] / exact["kernel"]).sqrt() for t in totals]),
+        "variation": torch.stack([t["variation"] / length for t in totals]),
+        "negative_entries": torch.stack([t["negative_entries"] / entries for t in totals]),
+        "nonpositive_denominators": torch.stack(
+            [t["nonpositive_denominators"] / length for t in totals]
+        ),
+    }
+    trivial = {"variation": uniform["variation"] / length}
+    if v is not None:
+        per_head["output"] = torch.stack([(t["output"] / exact["output"]).sqrt() for t in totals])
+        trivial["output"] = (uniform["output"] / exact["output"]).sqrt()
+    return per_head, trivial
+
+
+def _compare(
+    total: _Totals, weights: Tensor, attention: Tensor, v: Tensor | None, output: Tensor | None
+) -> None:
+    """Add the total variation of attention rows, and the squared output error."""
+    total.add("variation", 0.5 * (weights - attention).abs())
+    if v is not None and output is not None:
+        total.add("output", (weights @ v - output).square())

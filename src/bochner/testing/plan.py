@@ -1,0 +1,95 @@
+"""How much a contract check draws, and the fixed points and calibration data that it uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bochner.projections import Projection, Sobol
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a contract check, fixed before anything is drawn.
+
+    Arguments:
+        dims: dimensions for the statistical part. 5: not a power of two, and m=8 is not a multiple.
+        num_features: m, rounded up to what the map and its projection allow.
+        replicates: independent redraws of all randomness.
+        bias_tolerance: relative bias allowed to maps that declare `unbiased=False`.
+        seed: of the generator; a check is reproducible.
+    """
+
+    dims: tuple[int, ...] = (5, 1)
+    num_features: int = 8
+    replicates: int = 40_000
+    bias_tolerance: float = 0.05
+    seed: int = 20_240_229
+
+    @classmethod
+    def of(cls, projection: Projection) -> Plan:
+        """The default plan; few but long draws for Sobol, whose scrambling has no batched form."""
+        base = projection.antithetic_base or projection
+        if isinstance(base, Sobol):
+            return cls(num_features=256, replicates=1_000)
+        return cls()
+
+
+@dataclass(frozen=True)
+class Points:
+    """Pairs (x_i, y_i), i < n, with what each stands for.
+
+    Shapes:     x, y [n, d] float64. `moderate` of the labels, the last ones, are close enough to 0
+                for sample variances to be trusted.
+    """
+
+    labels: tuple[str, ...]
+    x: Tensor
+    y: Tensor
+    moderate: tuple[int, ...]
+
+
+def points(dim: int, seed: int) -> Points:
+    """The points of the contract, |x+y| <= 1.1 and |x-y| <= 1.1 so that tails stay light.
+
+    A positive feature at distance s = |x+y| is log-normal with deviation s: beyond s = 2 the mean of
+    10^5 of them is no longer normal and the z-test fails (design, Tests 2).
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def direction() -> Tensor:
+        u = torch.randn(dim, generator=generator, dtype=torch.float64)
+        return u / u.norm()
+
+    ones = torch.full((dim,), dim**-0.5, dtype=torch.float64)
+    sums = {
+        "random points": (1.1 * direction(), 0.9 * direction()),
+        "random points, apart": (0.7 * direction(), 1.1 * direction()),
+        "the all-ones direction": (1.1 * ones, 0.4 * ones),
+        "x = y": (1.1 * direction(), 0.0 * ones),
+        "x = -y": (0.0 * ones, 1.1 * direction()),
+        "x = 0": (0.9 * (away := direction()), -0.9 * away),
+        "moderate points": (0.7 * direction(), 0.7 * direction()),
+        "moderate points, all-ones": (0.7 * ones, 0.5 * direction()),
+        "moderate x = y": (0.7 * direction(), 0.0 * ones),
+    }
+    plus = torch.stack([s for s, _ in sums.values()])
+    minus = torch.stack([t for _, t in sums.values()])
+    moderate = tuple(i for i, label in enumerate(sums) if label.startswith("moderate"))
+    return Points(tuple(sums), 0.5 * (plus + minus), 0.5 * (plus - minus), moderate)
+
+
+def calibration(dim: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Fixed queries and keys [8 d + 8, d] for data-aware maps: means off 0, unlike covariances."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    count = 8 * dim + 8
+
+    def sample(mean: float) -> Tensor:
+        axes = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64)).Q
+        deviations = torch.linspace(0.3, 0.45, dim, dtype=torch.float64)
+        normals = torch.randn(count, dim, generator=generator, dtype=torch.float64)
+        return mean / dim**0.5 + normals @ (axes * deviations) @ axes.mT
+
+    return sample(0.4), sample(-0.1)

@@ -48,7 +48,7 @@ def specs() -> dict[str, FeatureMapSpec]:
 def spec(name: str) -> FeatureMapSpec:
     """One specification; UnknownNameError lists the nearest names."""
     if name not in specs():
-        raise unknown_name("feature map", name, specs())
+        raise unknown_name("feature map", str(name), specs())
     return specs()[name]
 
 

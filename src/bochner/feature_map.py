@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from bochner.features import Features, SignedLog, log_inner
+from bochner.features import Features, SignedLog, log_inner, value_products
 from bochner.kernels import Kernel
 from bochner.validation import check_batch, check_finite, check_points
 
@@ -103,8 +103,8 @@ class FeatureMap(nn.Module, ABC):
         queries, keys = self.query(x), self.key(y)
         if self.positive:
             return log_inner(queries, keys).value()
-        product = queries.values @ keys.values.transpose(-1, -2)
-        return product * torch.exp(queries.log_scale + keys.log_scale.transpose(-1, -2))
+        scale = queries.log_scale + keys.log_scale.transpose(-1, -2)
+        return value_products(queries, keys) * torch.exp(scale)
 
     def log_estimate(self, x: Tensor, y: Tensor) -> SignedLog:
         """The estimates as signed logarithms: of any size, never overflowing."""
@@ -121,6 +121,21 @@ class FeatureMap(nn.Module, ABC):
             x = x.to(compute_dtype(x))
             check_finite(name, x, x.square().sum(dim=-1))
             return function(x)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FeatureMap:
+        """Move to a device; `.half()` and `.to(dtype)` reach parameters only.
+
+        Directions and fitted matrices keep their dtype: rounded to half precision, A and A^-T would no
+        longer be each other's inverse, and an exact transform would silently stop being exact.
+        """
+        buffers = {id(buffer): buffer for buffer in self.buffers()}
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            cast = id(tensor) in buffers and moved.dtype != tensor.dtype
+            return tensor.to(moved.device) if cast else moved
+
+        return super()._apply(move, recurse)
 
     if TYPE_CHECKING:  # installed by bochner.algebra, which imports this file and not the reverse
 

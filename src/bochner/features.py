@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_RESCUE_ROWS = 1 << 18  # pairs whose m logarithms are summed at once in the rescue below
+_RESCUE_ELEMENTS = 1 << 22  # logarithms summed at once in the rescue below: 16 MB in float32
 
 
 class SignedLog(NamedTuple):
@@ -120,7 +120,7 @@ def log_inner(queries: Features, keys: Features, *, where: Tensor | None = None)
                 domain, so no positive pair is ever lost.
     Cost:       O(n n' m) time, O(n n') memory.
     """
-    product = queries.values @ keys.values.transpose(-1, -2)
+    product = value_products(queries, keys)
     scale = queries.log_scale + keys.log_scale.transpose(-1, -2)
     if not (queries.positive and keys.positive):
         nonzero = product != 0
@@ -135,30 +135,40 @@ def log_inner(queries: Features, keys: Features, *, where: Tensor | None = None)
     log_abs = torch.log(torch.where(solid, product, torch.ones_like(product))) + scale
     wanted = ~solid if where is None else ~solid & where
     if torch.compiler.is_compiling() or bool(wanted.any()):
-        log_abs = _rescue(log_abs, wanted, queries, keys)
+        log_abs = _rescue(log_abs, wanted, scale, queries, keys)
     if where is not None:
         log_abs = log_abs.masked_fill(~where, -math.inf)
     return SignedLog(log_abs, torch.ones_like(log_abs))
 
 
+def value_products(queries: Features, keys: Features) -> Tensor:
+    """values . values for all pairs; autocast would round both factors to half precision."""
+    values = queries.values
+    with torch.autocast(device_type=values.device.type, enabled=False):
+        return values @ keys.values.transpose(-1, -2)
+
+
 @torch.compiler.disable
-def _rescue(log_abs: Tensor, wanted: Tensor, queries: Features, keys: Features) -> Tensor:
-    """Replace the wanted entries of log_abs by a log-sum-exp over the features."""
+def _rescue(
+    log_abs: Tensor, wanted: Tensor, scale: Tensor, queries: Features, keys: Features
+) -> Tensor:
+    """Replace the wanted entries of log_abs by a log-sum-exp over the features, plus their scale."""
     index = wanted.expand(log_abs.shape).nonzero(as_tuple=True)
     if index[0].numel() == 0:
         return log_abs
     assert queries.log_values is not None
     assert keys.log_values is not None
     lead = log_abs.shape[:-2]
-    log_q = (queries.log_values + queries.log_scale).expand(*lead, -1, -1)
-    log_k = (keys.log_values + keys.log_scale).expand(*lead, -1, -1)
+    log_q = queries.log_values.expand(*lead, -1, -1)
+    log_k = keys.log_values.expand(*lead, -1, -1)
     *batch, row, column = index
+    pairs = max(1, _RESCUE_ELEMENTS // queries.num_features)
     sums = [
         torch.logsumexp(
             log_q[(*(b[part] for b in batch), row[part])]
             + log_k[(*(b[part] for b in batch), column[part])],
             dim=-1,
         )
-        for part in torch.arange(row.numel(), device=row.device).split(_RESCUE_ROWS)
+        for part in torch.arange(row.numel(), device=row.device).split(pairs)
     ]
-    return log_abs.index_put(index, torch.cat(sums))
+    return log_abs.index_put(index, torch.cat(sums) + scale.expand(log_abs.shape)[index])

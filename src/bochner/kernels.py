@@ -55,8 +55,9 @@ class Softmax(Kernel):
     name = "softmax"
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        """x . y for all pairs."""
-        return x @ y.transpose(-1, -2)
+        """x . y for all pairs, also under autocast in the dtype of x."""
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            return x @ y.transpose(-1, -2)
 
     def log_point_factor(self, x: Tensor) -> Tensor | None:
         """None: the features estimate exp(x.y) as they are."""
@@ -74,7 +75,9 @@ class Gaussian(Kernel):
     name = "gaussian"
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        """-|x - y|^2 / 2 for all pairs, never above 0."""
+        """-|x - y|^2 / 2 for all pairs, never above 0; half precision is computed in float32."""
+        if x.dtype in (torch.float16, torch.bfloat16):
+            x, y = x.float(), y.float()
         distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
         return -0.5 * distances.square()
 

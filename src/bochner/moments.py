@@ -103,7 +103,8 @@ def coupled_pair(
     values = squared_norm.detach().to(torch.float64)
     phi = -values.cpu().numpy() if oscillating else values.cpu().numpy()
     cosines = [0.0] if cosine == 0.0 else [cosine, -cosine] if even or oscillating else [cosine]
-    total = sum(_pair(phi, dim, c) for c in cosines) / len(cosines)
+    with np.errstate(over="ignore", invalid="ignore"):  # beyond e^709 the variance is inf anyway
+        total = sum(_pair(phi, dim, c) for c in cosines) / len(cosines)
     return torch.from_numpy(np.asarray(total)).to(values.device)
 
 

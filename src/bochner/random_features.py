@@ -75,9 +75,10 @@ class RandomFeatures(FeatureMap):
         omega = self.omega.to(x.dtype)
         log_weight = None if self.log_weight is None else self.log_weight.to(x.dtype)
         half_norms = 0.5 * x.square().sum(dim=-1, keepdim=True)
-        features = self.nonlinearity.features(x @ omega.transpose(-1, -2), half_norms, log_weight)
         point_factor = self.kernel.log_point_factor(x)
-        return features if point_factor is None else features.scaled(point_factor)
+        if point_factor is not None:  # summed with ±|x|^2/2 first: the Gaussian's cancels exactly
+            half_norms = half_norms + (point_factor if self.nonlinearity.oscillating else -point_factor)
+        return self.nonlinearity.features(x @ omega.transpose(-1, -2), half_norms, log_weight)
 
     def _key(self, y: Tensor) -> Features:
         return self._query(y)
@@ -138,11 +139,12 @@ class RandomFeatures(FeatureMap):
         if coupling.share:
             sign = -2.0 if oscillating else 2.0
             norms = x.square().sum(-1).unsqueeze(-1) + y.square().sum(-1).unsqueeze(-2)
-            norms = (norms + sign * x @ y.transpose(-1, -2)).clamp_min(0.0)
+            norms = (norms + sign * x @ y.transpose(-1, -2)).clamp(0.0, 1e3)  # inf from e^709 on
             pair = coupled_pair(
                 norms, self.dim, coupling.cosine, oscillating=oscillating, even=even
             )
-            variance = variance + coupling.share * (pair - 1.0)
+            coupled = variance + coupling.share * (pair - 1.0)
+            variance = torch.where(torch.isinf(variance), variance, coupled)  # no inf - inf
         return variance.clamp_min(0.0)
 
     def relative_covariance(self, x: Tensor, y: Tensor) -> Tensor | None:

@@ -40,6 +40,10 @@ class Request:
     def __post_init__(self) -> None:
         check_count("dim", self.dim)
         check_count("num_features", self.num_features)
+        if not isinstance(self.batch_shape, tuple | list):
+            raise TypeError(
+                f"batch_shape={self.batch_shape!r} must be a tuple of sizes, for example (heads,)."
+            )
         for size in self.batch_shape:
             check_count("batch_shape entry", size)
         object.__setattr__(self, "batch_shape", tuple(self.batch_shape))

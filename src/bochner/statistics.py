@@ -56,7 +56,12 @@ class Moments:
 
 
 def _ridged(covariance: Tensor, ridge: float) -> Tensor:
-    """covariance + ridge * (mean variance) * I; the identity where all points coincide."""
+    """covariance + ridge * (mean variance) * I; the identity where all points coincide.
+
+    Without a ridge the covariance is left as it is.
+    """
+    if ridge == 0.0:
+        return covariance
     dim = covariance.shape[-1]
     eye = torch.eye(dim, dtype=covariance.dtype, device=covariance.device)
     scale = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
@@ -117,7 +122,7 @@ class AttentionMoments:
         q, k = queries.detach(), keys.detach()
         pooled_count = math.prod(q.shape[: q.ndim - 2 - len(batch_shape)])
         q = _evenly(q, max(1, _MAX_FIT_QUERIES // pooled_count))
-        rows = max(1, min(512, (1 << 24) // (k.shape[-2] * math.prod(k.shape[:-2]))))
+        rows = max(1, min(512, (1 << 21) // (k.shape[-2] * math.prod(k.shape[:-2]))))
         sum_s = torch.zeros(*q.shape[:-2], q.shape[-1], dtype=torch.float64, device=q.device)
         sum_ss = torch.zeros(*sum_s.shape, q.shape[-1], dtype=torch.float64, device=q.device)
         received = torch.zeros(k.shape[:-1], dtype=torch.float64, device=q.device)

@@ -59,6 +59,11 @@ def check_points(name: str, x: Tensor, dim: int) -> None:
         raise ValueError(f"{name} has shape {list(x.shape)}: an empty batch; expected at least one.")
 
 
+def last_dimension(x: Tensor) -> int:
+    """The size of the last dimension; 0 for what is no tensor or has none (`check_points` says so)."""
+    return x.shape[-1] if isinstance(x, Tensor) and x.ndim else 0
+
+
 def check_finite(name: str, x: Tensor, squared_norms: Tensor | None = None) -> None:
     """Raise ValueError if `x` holds NaN or infinity, or if |x|^2 leaves the range of its dtype.
 
@@ -95,9 +100,9 @@ def check_batch(name: str, x: Tensor, batch_shape: tuple[int, ...]) -> None:
         ) from None
 
 
-def check_same_points(queries: Tensor, keys: Tensor) -> None:
-    """Raise unless `queries` and `keys` agree in dtype, device and last dimension."""
-    if queries.device != keys.device:
-        raise ValueError(f"queries are on {queries.device}, keys on {keys.device}; move one.")
-    if queries.dtype != keys.dtype:
-        raise ValueError(f"queries have dtype {queries.dtype}, keys {keys.dtype}; cast one.")
+def check_same_points(q: Tensor, k: Tensor) -> None:
+    """Raise unless q and k agree in dtype and device."""
+    if q.device != k.device:
+        raise ValueError(f"q is on {q.device}, k on {k.device}; move one.")
+    if q.dtype != k.dtype:
+        raise ValueError(f"q has dtype {q.dtype}, k has dtype {k.dtype}; cast one.")

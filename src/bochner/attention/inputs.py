@@ -8,11 +8,20 @@ import torch
 from torch import Tensor
 
 from bochner.feature_map import FeatureMap
-from bochner.validation import check_batch, check_finite, check_points, check_same_points
+from bochner.validation import (
+    check_batch,
+    check_finite,
+    check_points,
+    check_same_points,
+    last_dimension,
+)
 
 
 class AttentionInputs(NamedTuple):
-    """Checked inputs; hidden keys and values are zeroed, so that what pads them cannot matter."""
+    """Checked inputs; hidden keys and values are zeroed, so that what pads them cannot matter.
+
+    q and k are float64 if v is: what they are computed in is what v is computed in.
+    """
 
     q: Tensor
     k: Tensor
@@ -41,7 +50,7 @@ def attention_inputs(
         )
     check_points("q", q, feature_map.dim)
     check_points("k", k, feature_map.dim)
-    check_points("v", v, v.shape[-1] if v.ndim else 0)
+    check_points("v", v, last_dimension(v))
     check_same_points(q, k)
     if v.device != k.device:
         raise ValueError(f"v is on {v.device}, k on {k.device}; move one.")
@@ -59,6 +68,8 @@ def attention_inputs(
         k = k.masked_fill(~key_mask.unsqueeze(-1), 0.0)
         v = v.masked_fill(~key_mask.unsqueeze(-1), 0.0)
     check_finite("v", v)
+    if v.dtype == torch.float64:
+        q, k = q.double(), k.double()
     return AttentionInputs(q, k, v, key_mask)
 
 
@@ -76,6 +87,8 @@ def _common_lead(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, ...]:
 def _checked_mask(
     key_mask: Tensor, lead: tuple[int, ...], length: int, device: torch.device
 ) -> Tensor:
+    if not isinstance(key_mask, Tensor):
+        raise TypeError(f"key_mask must be a torch.Tensor, got {type(key_mask).__name__}.")
     if key_mask.dtype != torch.bool:
         raise TypeError(
             f"key_mask has dtype {key_mask.dtype}; expected torch.bool, True where a key takes part"

@@ -58,7 +58,7 @@ def linear_attention(
         for start in range(0, k.shape[-2], BLOCK):
             rows = slice(start, start + BLOCK)
             visible = None if key_mask is None else key_mask[..., rows]
-            values = v[..., rows, :].to(compute_dtype(v))
+            values = v[..., rows, :].to(compute_dtype(k))
             state = absorb(state, feature_map.key(k[..., rows, :]), values, visible)
         for start in range(0, q.shape[-2], BLOCK):
             queries = feature_map.query(q[..., start : start + BLOCK, :])

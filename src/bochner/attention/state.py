@@ -74,7 +74,7 @@ def absorb(state: AttentionState, keys: Features, values: Tensor, visible: Tenso
     weights = torch.exp(log_keys - finite)
     if mantissa is not None:
         weights = weights * mantissa
-    numerator = weights.transpose(-1, -2) @ values
+    numerator = weights.transpose(-1, -2) @ values.to(weights.dtype)
     denominator = weights.sum(dim=-2)
     if state.reference is not None:
         assert state.numerator is not None
@@ -136,8 +136,11 @@ def causal_block(
 
 def normalised(numerator: Tensor, denominator: Tensor, feature_map: FeatureMap) -> Tensor:
     """numerator / denominator; rows that see no key (0 / 0) are 0, as in torch's exact attention."""
+    empty = denominator == 0
+    if not feature_map.positive:
+        empty = empty & (numerator == 0).all(dim=-1, keepdim=True)
     if not feature_map.positive and not torch.compiler.is_compiling():
-        share = float((denominator <= 0).float().mean())
+        share = float(((denominator <= 0) & ~empty).float().mean())
         if share > 0:
             warnings.warn(
                 f"{share:.2%} of the attention denominators are not positive: a signed feature map"
@@ -146,9 +149,6 @@ def normalised(numerator: Tensor, denominator: Tensor, feature_map: FeatureMap) 
                 DenominatorWarning,
                 stacklevel=4,
             )
-    if not feature_map.positive:
-        return numerator / denominator
-    empty = denominator == 0
     return torch.where(empty, 0.0, numerator / torch.where(empty, 1.0, denominator))
 
 
@@ -163,9 +163,31 @@ def step(
     Cost:       O(n m dv) time, O(m dv) memory, whatever came before.
     Raises:     ValueError or TypeError as `linear_attention`.
     """
-
+    if not isinstance(state, AttentionState):
+        raise TypeError(
+            f"state must be an AttentionState, got {type(state).__name__};"
+            " start with bochner.AttentionState(feature_map)."
+        )
     inputs = attention_inputs(state.feature_map, q, k, v, key_mask, causal=True)
+    if state.numerator is not None:
+        _check_continues(state.numerator, inputs.k, inputs.v)
     return advance(state, inputs.q, inputs.k, inputs.v, inputs.key_mask)
+
+
+def _check_continues(numerator: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise unless keys and values continue the sequences that the state has seen."""
+    if v.shape[-1] != numerator.shape[-1]:
+        raise ValueError(
+            f"v has last dimension {v.shape[-1]}; the state holds values of dimension"
+            f" {numerator.shape[-1]}."
+        )
+    try:
+        torch.broadcast_shapes(numerator.shape[:-2], k.shape[:-2], v.shape[:-2])
+    except RuntimeError:
+        raise ValueError(
+            f"k and v have leading dimensions {list(k.shape[:-2])} and {list(v.shape[:-2])}; the state"
+            f" holds {list(numerator.shape[:-2])}. Start another AttentionState for other sequences."
+        ) from None
 
 
 def advance(
@@ -180,7 +202,7 @@ def advance(
             visible = None if key_mask is None else key_mask[..., rows]
             queries = feature_map.query(q[..., rows, :])
             keys = feature_map.key(k[..., rows, :])
-            values = v[..., rows, :].to(compute_dtype(v))
+            values = v[..., rows, :].to(compute_dtype(k))
             numerator, denominator = causal_block(state, queries, keys, values, visible)
             outputs.append(normalised(numerator, denominator, feature_map).to(v.dtype))
             state = absorb(state, keys, values, visible)

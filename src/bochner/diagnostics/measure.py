@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +23,12 @@ from bochner.diagnostics.exact import (
 from bochner.diagnostics.interval import Interval
 from bochner.feature_map import FeatureMap, compute_dtype
 from bochner.features import log_inner
+from bochner.kernels import Kernel
 from bochner.request import fresh_generator
 from bochner.validation import check_count
 
+_KEPT_ELEMENTS = 1 << 25
+"""Exact attention is kept between redraws up to this many entries, and computed again beyond."""
 
 @dataclass(frozen=True)
 class ErrorReport:
@@ -141,37 +147,47 @@ class _Totals(defaultdict[str, Tensor]):
         self[name] = self[name] + block.sum((-1, -2), dtype=torch.float64).cpu()
 
 
-def _accumulate(
-    maps: list[FeatureMap], q: Tensor, k: Tensor, v: Tensor | None, *, causal: bool
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Metrics of every map [redraws, *heads] and of uniform attention [*heads], one pass over rows."""
-    kernel = maps[0].kernel
-    heads, length = tuple(q.shape[:-2]), q.shape[-2]
-    exact, uniform = _Totals(heads), _Totals(heads)
-    totals = [_Totals(heads) for _ in maps]
-    peak = largest_log(kernel, q, k, causal=causal)
-    entries = 0
+class _Block(NamedTuple):
+    """Exact attention of some query rows; kernel is exp(logs - peak)."""
+
+    rows: slice
+    visible: Tensor | None
+    kernel: Tensor
+    attention: Tensor
+    output: Tensor | None
+
+
+def _exact_blocks(
+    kernel: Kernel, q: Tensor, k: Tensor, v: Tensor | None, peak: Tensor, *, causal: bool
+) -> Iterator[_Block]:
     for rows in row_blocks(q, k):
         visible = visible_keys(rows, k.shape[-2], q.device, causal=causal)
         logs = exact_logs(kernel, q[..., rows, :], k, visible)
-        entries += logs.shape[-2] * logs.shape[-1] if visible is None else int(visible.sum())
         attention = torch.softmax(logs, dim=-1)
-        exact_kernel = torch.exp(logs - peak)
-        exact.add("kernel", exact_kernel.square())
         output = None if v is None else attention @ v
-        flat = torch.softmax(torch.zeros_like(logs).masked_fill(torch.isinf(logs), -math.inf), -1)
-        _compare(uniform, flat, attention, v, output)
-        if output is not None:
-            exact.add("output", output.square())
-        for phi, total in zip(maps, totals, strict=True):
-            log_abs, sign = log_inner(phi.query(q[..., rows, :]), phi.key(k), where=visible)
-            total.add("kernel", (sign * torch.exp(log_abs - peak) - exact_kernel).square())
-            # rows in their own scale: the largest estimate of a row is +-1 before it is normalised
-            weights = sign * torch.exp(log_abs - log_abs.amax(dim=-1, keepdim=True))
-            denominator = weights.sum(dim=-1, keepdim=True)
-            total.add("negative_entries", weights < 0)
-            total.add("nonpositive_denominators", denominator <= 0)
-            _compare(total, weights / denominator, attention, v, output)
+        yield _Block(rows, visible, torch.exp(logs - peak), attention, output)
+
+
+def _accumulate(
+    maps: list[FeatureMap], q: Tensor, k: Tensor, v: Tensor | None, *, causal: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Metrics of every map [redraws, *heads] and of uniform attention [*heads]."""
+    kernel = maps[0].kernel
+    heads, length, num_keys = tuple(q.shape[:-2]), q.shape[-2], k.shape[-2]
+    peak = largest_log(kernel, q, k, causal=causal)
+    make_blocks = partial(_exact_blocks, kernel, q, k, v, peak, causal=causal)
+    kept = list(make_blocks()) if math.prod(heads) * length * num_keys <= _KEPT_ELEMENTS else None
+    exact, uniform = _Totals(heads), _Totals(heads)
+    entries = 0
+    for block in kept or make_blocks():
+        seen = torch.ones_like(block.attention) if block.visible is None else block.visible.float()
+        entries += int(seen.sum() / math.prod(heads)) if block.visible is None else int(seen.sum())
+        exact.add("kernel", block.kernel.square())
+        flat = (seen / seen.sum(-1, keepdim=True)).expand_as(block.attention).to(q.dtype)
+        _compare(uniform, flat, block, v)
+        if block.output is not None:
+            exact.add("output", block.output.square())
+    totals = [_one_map(phi, q, k, v, peak, kept or make_blocks()) for phi in maps]
     per_head = {
         "kernel": torch.stack([(t["kernel"] / exact["kernel"]).sqrt() for t in totals]),
         "variation": torch.stack([t["variation"] / length for t in totals]),
@@ -187,10 +203,32 @@ def _accumulate(
     return per_head, trivial
 
 
-def _compare(
-    total: _Totals, weights: Tensor, attention: Tensor, v: Tensor | None, output: Tensor | None
-) -> None:
+def _one_map(
+    phi: FeatureMap,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    peak: Tensor,
+    blocks: Iterable[_Block],
+) -> _Totals:
+    """Sums of one draw over all blocks."""
+    total = _Totals(tuple(q.shape[:-2]))
+    keys = phi.key(k)
+    for block in blocks:
+        log_abs, sign = log_inner(phi.query(q[..., block.rows, :]), keys, where=block.visible)
+        total.add("kernel", (sign * torch.exp(log_abs - peak) - block.kernel).square())
+        # rows in their own scale: the largest estimate of a row is +-1 before it is normalised
+        weights = sign * torch.exp(log_abs - log_abs.amax(dim=-1, keepdim=True))
+        denominator = weights.sum(dim=-1, keepdim=True)
+        if not phi.positive:
+            total.add("negative_entries", weights < 0)
+            total.add("nonpositive_denominators", denominator <= 0)
+        _compare(total, weights / denominator, block, v)
+    return total
+
+
+def _compare(total: _Totals, weights: Tensor, block: _Block, v: Tensor | None) -> None:
     """Add the total variation of attention rows, and the squared output error."""
-    total.add("variation", 0.5 * (weights - attention).abs())
-    if v is not None and output is not None:
-        total.add("output", (weights @ v - output).square())
+    total.add("variation", 0.5 * (weights - block.attention).abs())
+    if v is not None and block.output is not None:
+        total.add("output", (weights @ v - block.output).square())

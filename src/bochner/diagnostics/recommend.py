@@ -7,32 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bochner.catalog import make, spec, specs
+from bochner.diagnostics.compare import Candidate, Comparison, Data, all_names, compare
 from bochner.diagnostics.describe import DataSummary, describe
-from bochner.diagnostics.exact import check_inputs
-from bochner.diagnostics.measure import ErrorReport, measure
-from bochner.diagnostics.predict import Prediction, predict
 from bochner.feature_map import FeatureMap
-from bochner.fitting import UnfittedMap
-from bochner.projections import Projection
-from bochner.request import fresh_generator
-from bochner.validation import check_count
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One row of the table: a map, how it was measured, what theory said."""
-
-    name: str
-    feature_map: FeatureMap
-    report: ErrorReport
-    prediction: Prediction | None
-
-    @property
-    def output_error(self) -> float:
-        """Measured attention output error."""
-        assert self.report.output_error is not None
-        return self.report.output_error.value
 
 
 @dataclass(frozen=True)
@@ -68,7 +45,6 @@ def recommend(
     *,
     calibration: tuple[Tensor, Tensor] | None = None,
     candidates: list[str] | None = None,
-    projection: str | Projection | None = None,
     num_redraws: int = 4,
     generator: torch.Generator | None = None,
 ) -> Recommendation:
@@ -78,7 +54,8 @@ def recommend(
     Arguments:  num_features: the budget m; calibration: (queries, keys) to fit on, leading
                 dimensions ending in *heads. Without it, even positions calibrate and odd ones
                 evaluate, so that no map is measured on what it was fitted to. candidates: names,
-                all maps that keep the kernel unless given; projection: each map's own unless given.
+                "name@projection" to override a projection; all maps that keep the kernel unless
+                given.
     Returns:    Recommendation; `choice` is None if nothing beats averaging the values.
     Raises:     ValueError for shapes, NaN, fewer than 4 positions; UnknownNameError for names.
     Cost:       the maps tried times num_redraws exact attentions.
@@ -90,53 +67,30 @@ def recommend(
         >>> rec.choice
         'data-aware'
     """
-    check_count("num_features", num_features)
-    check_inputs(q, k, v, q.shape[-1], causal=False)
-    names = [n for n, s in specs().items() if not s.changes_kernel] if candidates is None else candidates
-    chosen = {name: spec(name) for name in names}  # unknown names fail before any work
-    if calibration is None:
-        if min(q.shape[-2], k.shape[-2]) < 4:
-            raise ValueError(
-                f"q has length {q.shape[-2]}; splitting into calibration and evaluation needs at least"
-                " 4 positions. Pass calibration=(queries, keys)."
-            )
-        calibration = q[..., 0::2, :], k[..., 0::2, :]
-        q, k, v = q[..., 1::2, :], k[..., 1::2, :], v[..., 1::2, :]
-    generator = fresh_generator() if generator is None else generator
-    heads = tuple(q.shape[:-2])
-    tried: list[Candidate] = []
-    skipped: dict[str, str] = {}
-    for name in chosen:
-        try:
-            made = make(
-                name,
-                dim=q.shape[-1],
-                num_features=num_features,
-                projection=projection,
-                batch_shape=heads,
-                generator=generator,
-            )
-            fitted = made.fit(*calibration) if isinstance(made, UnfittedMap) else made
-        except ValueError as error:
-            skipped[name] = str(error)
-            continue
-        report = measure(fitted, q, k, v, num_redraws=num_redraws, generator=generator)
-        tried.append(Candidate(name, fitted, report, predict(fitted, q, k, v, num_queries=2)))
+    data = Data.of(q, k, v, calibration)
+    labels = all_names() if candidates is None else candidates
+    table = compare(data, labels, [num_features], num_redraws=num_redraws, generator=generator)
+    return choose(table, data, num_features)
+
+
+def choose(table: Comparison, data: Data, num_features: int) -> Recommendation:
+    """The recommendation that a finished comparison supports at one of its budgets.
+
+    Raises:     ValueError if the table has no row at that budget.
+    """
+    tried = table.at(num_features)
     if not tried:
-        raise ValueError(f"no candidate works with num_features={num_features}: {skipped}")
-    tried.sort(key=lambda c: c.output_error)
-    trivial = tried[0].report.trivial_output_error
-    assert trivial is not None
+        raise ValueError(f"the comparison has no row with num_features={num_features}.")
     beats = bool(tried[0].report.beats_trivial)
-    summary = describe(q, k)
+    summary = describe(data.q, data.k, batch_shape=data.batch_shape)
     return Recommendation(
         choice=tried[0].name if beats else None,
         feature_map=tried[0].feature_map if beats else None,
         candidates=tried,
-        skipped=skipped,
+        skipped=table.skipped,
         summary=summary,
-        trivial_output_error=trivial,
-        reasons=_reasons(tried, trivial, summary, num_features, beats=beats),
+        trivial_output_error=table.trivial_output_error,
+        reasons=_reasons(tried, table.trivial_output_error, summary, num_features, beats=beats),
     )
 
 

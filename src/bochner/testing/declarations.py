@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bochner.feature_map import FeatureMap
+from bochner.projections import IID
 from bochner.testing.plan import points
 from bochner.testing.report import ContractError
 from bochner.testing.subject import Subject
@@ -82,7 +83,7 @@ def _sizes(subject: Subject, dim: int) -> str | None:
                     f" {list(shapes[0])} and log_scale {list(shapes[1])}; expected"
                     f" {[*lead, len(p), budget]} and {[*lead, len(p), 1]}.",
                 )
-    if phi.draws():
+    if phi.draws() and dim > 1:  # in one dimension an even map of ±sqrt(d) has no randomness
         estimates = phi.estimate(x, y).flatten(0, -3)
         _require(
             not bool(torch.isclose(estimates[0, 0], estimates[1, 0], rtol=1e-9, atol=0).all()),
@@ -122,6 +123,13 @@ def _positive(subject: Subject, dim: int) -> str | None:
         "positive",
         f"{subject}: the SPEC says positive={subject.spec.positive}, the map {phi.positive}.",
     )
+    unfitted = subject.unfitted(dim, _M)
+    for name in ("positive", "unbiased"):
+        _require(
+            getattr(unfitted, name) == getattr(phi, name),
+            name,
+            f"{subject}: {name} is {getattr(unfitted, name)} before fit, {getattr(phi, name)} after.",
+        )
     if not phi.positive:
         return None
     lowest = min(float(f.materialise().min()) for f in (phi.query(x), phi.key(y)))
@@ -184,6 +192,38 @@ def _log_estimate(subject: Subject, dim: int) -> str | None:
     return None
 
 
+def _variances_agree(subject: Subject, dim: int) -> str | None:
+    """Closed forms are not negative; with independent directions the covariance's diagonal is the variance."""
+    phi = subject.build(dim, _M)
+    x, y = _points(dim)
+    variance, covariance = phi.relative_variance(x, y), phi.relative_covariance(x, y)
+    if variance is None:
+        return "relative_variance: no closed form"
+    _require(
+        bool((variance >= 0).all()) and variance.dtype == torch.float64,
+        "relative_variance",
+        f"{subject}: the variance is negative, NaN or not float64: {variance}.",
+    )
+    far = LARGE_NORM * torch.nn.functional.normalize(torch.cat((x, -x)), dim=-1)
+    beyond = phi.relative_variance(far, far)
+    _require(
+        beyond is not None and bool((beyond >= 0).all()),
+        "relative_variance",
+        f"{subject}: the variance at norm {LARGE_NORM:g} is NaN, negative or None; inf is fine.",
+    )
+    base = subject.projection.antithetic_base or subject.projection
+    if covariance is None or not isinstance(base, IID):
+        return "relative_covariance: exact only for independent directions"
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+    gap = float((diagonal - variance).abs().max())
+    _require(
+        gap <= 1e-9 * (1 + float(variance.max())),
+        "relative_covariance",
+        f"{subject}: the diagonal of relative_covariance is off relative_variance by {gap}.",
+    )
+    return None
+
+
 def _seeded(subject: Subject, dim: int) -> str | None:
     """One seed gives one map."""
     a, b = subject.build(dim, _M), subject.build(dim, _M)
@@ -196,6 +236,8 @@ def _resample(subject: Subject, dim: int) -> str | None:
     phi, twin = subject.build(dim, _M), subject.build(dim, _M)
     if not phi.draws():
         return "resample_: the map draws nothing"
+    if dim == 1:
+        return None
     x, y = _points(dim)
     before, draws = phi.log_exact(x, y).log_abs, [t.clone() for t in phi.draws()]
     returned = phi.resample_(subject.generator(5))
@@ -227,7 +269,7 @@ def _round_trips(subject: Subject, dim: int) -> str | None:
         "pickle": pickle.loads(pickle.dumps(phi)),
         "state_dict": subject.build(dim, _M, draw=3, data=17),
     }
-    if phi.draws():
+    if phi.draws() and dim > 1:
         _require(
             not _same(phi, copies["state_dict"], dim),
             "generator",
@@ -238,7 +280,7 @@ def _round_trips(subject: Subject, dim: int) -> str | None:
         _require(_same(phi, other, dim), name, f"{subject}: not the same map after {name}.")
     copies["deepcopy"].resample_(subject.generator(4))
     _require(
-        not phi.draws() or not _same(phi, copies["deepcopy"], dim),
+        dim == 1 or not phi.draws() or not _same(phi, copies["deepcopy"], dim),
         "deepcopy",
         f"{subject}: the copy shares its draws with the original.",
     )
@@ -328,17 +370,18 @@ def _must_raise(
 
 
 _CHECKS: dict[str, Callable[[Subject, int], str | None]] = {
+    "inputs untouched": _inputs_untouched,
     "sizes and batch_shape": _sizes,
     "dtypes": _dtypes,
     "positive": _positive,
     "symmetric": _symmetric,
     "log_exact": _log_exact,
     "log_estimate": _log_estimate,
+    "closed forms agree": _variances_agree,
     "same seed, same map": _seeded,
     "resample_": _resample,
     "deepcopy, pickle, state_dict": _round_trips,
     "finite at norm 80": _large_norms,
-    "inputs untouched": _inputs_untouched,
     "errors": _errors,
     "NotFittedError": _unfitted,
 }

@@ -41,7 +41,8 @@ def replicate(subject: Subject, plan: Plan, dim: int, pairs: Points) -> Tensor:
 def check_estimates(subject: Subject, plan: Plan) -> tuple[list[Comparison], list[str]]:
     """All statistical comparisons, and the reasons for those that were not possible.
 
-    Raises:     ContractError naming `unbiased`, `relative_variance` or `relative_covariance`.
+    Raises:     ContractError naming `unbiased`, `relative_variance`, `relative_covariance`, or `power`
+                if the plan could not have shown a fault.
     """
     comparisons: list[Comparison] = []
     skipped: list[str] = []
@@ -69,8 +70,8 @@ def _unbiased(
         deviation = mean_deviation(samples[:, i, i])
         if deviation.underpowered:
             raise ContractError(
-                "unbiased",
-                f"{subject} is underpowered at {label} (d={dim}): standard error"
+                "power",
+                f"unbiased of {subject} is underpowered at {label} (d={dim}): standard error"
                 f" {100 * deviation.stderr:.2g} % of the kernel, at most 2 % is required; its variance"
                 " is infinite or the plan too small: use Plan(replicates=...) with more.",
             )
@@ -134,8 +135,8 @@ def _judged(
     comparison = Comparison(failing, dim, label, deviation)
     if not deviation.stderr <= _LARGEST_VARIANCE_STDERR:
         raise ContractError(
-            failing,
-            f"{subject} is underpowered at {label} (d={dim}): standard error"
+            "power",
+            f"{failing} of {subject} is underpowered at {label} (d={dim}): standard error"
             f" {100 * deviation.stderr:.2g} % where at most {100 * _LARGEST_VARIANCE_STDERR:g} % is"
             " required; use Plan(replicates=...) with more.",
         )

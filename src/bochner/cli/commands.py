@@ -1,0 +1,237 @@
+"""bochner list | check | compare | recommend | demo.
+
+Exit codes: 0 done; 1 the answer is no (a check failed, nothing beats averaging the values);
+2 bad usage or input; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import torch
+from rich.table import Table
+
+import bochner as library
+from bochner.cli.console import expect_answers, output, stderr, tracked
+from bochner.cli.sources import Source, read_source
+from bochner.diagnostics import compare as compare_maps
+from bochner.diagnostics import recommend as recommend_map
+from bochner.diagnostics.compare import all_names, split_name
+from bochner.projections import PROJECTIONS
+from bochner.report.results import (
+    comparison_dict,
+    environment,
+    recommendation_dict,
+    summary_dict,
+    to_json,
+    write_text,
+)
+from bochner.report.table import details_table, rich_table
+
+NO = 1
+
+
+def _numbers(context: click.Context, option: click.Parameter, text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r}; expected integers and commas, for example 64,256."
+        ) from None
+    if min(numbers) < 1:
+        raise click.BadParameter(f"{text!r}; every number of features must be at least 1.")
+    return numbers
+
+
+def _data_options(command):  # type: ignore[no-untyped-def]
+    for option in (
+        click.argument("file", required=False, type=click.Path(path_type=Path)),
+        click.option("--model", type=click.Choice(["minilm"]), help="A pretrained model instead."),
+        click.option("--seeds", default=4, show_default=True, help="Redraws of all directions."),
+        click.option("--seed", default=0, show_default=True, help="Seed of the generator."),
+        click.option("--json", "json_file", help="Write results as JSON; - for standard output."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+@click.version_option(library.__version__, prog_name="bochner")
+def bochner() -> None:
+    """Random features for softmax and Gaussian kernels, with an error you can trust."""
+
+
+@bochner.command("list")
+@click.option("--json", "as_json", is_flag=True, help="As JSON on standard output.")
+def list_maps(as_json: bool) -> None:
+    """List the feature maps of the catalogue and the projections."""
+    specs = library.specs()
+    if as_json:
+        fields = ("summary", "reference", "needs_data", "changes_kernel", "positive", "columns")
+        click.echo(to_json({name: {f: getattr(s, f) for f in fields} for name, s in specs.items()}))
+        return
+    table = Table(title="feature maps", title_justify="left")
+    for column in ("name", "positive", "needs data", "kernel", "what it is"):
+        table.add_column(column)
+    for name, entry in specs.items():
+        table.add_row(
+            name,
+            "yes" if entry.positive else "no",
+            "fit" if entry.needs_data else "–",
+            "trained" if entry.changes_kernel else "exact",
+            entry.summary,
+        )
+    output().print(table)
+    output().print("projections:", ", ".join(PROJECTIONS), highlight=False)
+
+
+@bochner.command()
+@click.argument("names", nargs=-1)
+@expect_answers
+def check(names: tuple[str, ...]) -> None:
+    """Check that feature maps keep the contract: unbiased, positive, errors as declared."""
+    from bochner.testing import ContractError, check_feature_map
+
+    chosen = [library.spec(name) for name in names] or list(library.specs().values())
+    failed = 0
+    for entry in tracked(chosen, "checking"):
+        for kernel in ("softmax", "gaussian"):
+            try:
+                report = check_feature_map(entry, kernel=kernel)
+            except ContractError as error:
+                failed += 1
+                output().print(f"[red]FAILED[/red] {entry.name} ({kernel}): {error}")
+            else:
+                output().print(
+                    f"[green]ok[/green] {entry.name} ({kernel})\n{report}", highlight=False
+                )
+    if failed:
+        raise click.exceptions.Exit(NO)
+
+
+@bochner.command()
+@_data_options
+@click.option("--maps", help="Comma-separated names; name@projection overrides. Default: all.")
+@click.option(
+    "--num-features", default="64,256", show_default=True, callback=_numbers, help="Budgets m."
+)
+@click.option("--projection", help="For every map that names none: " + ", ".join(PROJECTIONS))
+@click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Write a picture.")
+@click.option(
+    "--all-metrics", is_flag=True, help="Every metric of every row, and the closed-form prediction."
+)
+@expect_answers
+def compare(
+    file: Path | None,
+    model: str | None,
+    maps: str | None,
+    num_features: list[int],
+    projection: str | None,
+    seeds: int,
+    seed: int,
+    json_file: str | None,
+    plot_file: Path | None,
+    all_metrics: bool,
+) -> None:
+    """Compare feature maps on FILE (.npz or .safetensors with q, k, v [heads, length, dim], already
+    divided by the temperature) or on a model's own queries and keys."""
+    labels = _labels(maps, projection)
+    source = read_source(file, model)
+    table = compare_maps(
+        source.data,
+        labels,
+        num_features,
+        num_redraws=seeds,
+        predict_queries=2 if all_metrics else 0,
+        generator=torch.Generator().manual_seed(seed),
+        progress=lambda steps, total: iter(tracked(steps, "comparing", total)),
+    )
+    console = output(json_file)
+    title = f"attention output error on {source.label}"
+    console.print(rich_table(table, title))
+    if all_metrics:
+        console.print(details_table(table))
+    for label, why in table.skipped.items():
+        stderr().print(f"[yellow]skipped[/yellow] {label}: {why}", highlight=False)
+    _write(json_file, source, comparison_dict(table))
+    if plot_file is not None:
+        from bochner.report.plot import save_picture
+
+        save_picture(plot_file, table, title)
+        stderr().print(f"picture: {plot_file}", highlight=False)
+
+
+@bochner.command()
+@_data_options
+@click.option("--num-features", default=64, show_default=True, help="Budget m.")
+@click.option("--maps", help="Comma-separated names; default: all that keep the kernel.")
+@expect_answers
+def recommend(
+    file: Path | None,
+    model: str | None,
+    num_features: int,
+    maps: str | None,
+    seeds: int,
+    seed: int,
+    json_file: str | None,
+) -> None:
+    """Recommend a feature map for the data, with reasons; exit code 1 if nothing beats averaging."""
+    labels = _labels(maps, None)
+    source = read_source(file, model)
+    data = source.data
+    with stderr().status(f"measuring {len(labels)} maps ..."):
+        result = recommend_map(
+            data.q,
+            data.k,
+            data.v,
+            num_features,
+            calibration=data.calibration,
+            candidates=labels,
+            num_redraws=seeds,
+            generator=torch.Generator().manual_seed(seed),
+        )
+    output(json_file).print(str(result), highlight=False)
+    _write(json_file, source, recommendation_dict(result))
+    if result.choice is None:
+        raise click.exceptions.Exit(NO)
+
+
+@bochner.command()
+@click.option("--out", default="bochner-demo", show_default=True, type=click.Path(path_type=Path))
+@click.option("--num-features", default="32,64,128,256", show_default=True, callback=_numbers)
+@click.option("--seeds", default=4, show_default=True, help="Redraws of all directions.")
+@click.option("--quick", is_flag=True, help="A tenth of the work, for a first look.")
+@expect_answers
+def demo(out: Path, num_features: list[int], seeds: int, quick: bool) -> None:
+    """The main job on a real pretrained model: errors, the choice, and the model made linear."""
+    from bochner.cli.demo import run_demo
+
+    run_demo(out, num_features, seeds, quick=quick)
+
+
+def _labels(maps: str | None, projection: str | None) -> list[str]:
+    labels = all_names() if maps is None else [part.strip() for part in maps.split(",")]
+    if projection is not None:
+        labels = [label if "@" in label else f"{label}@{projection}" for label in labels]
+    for label in labels:
+        split_name(label)
+    return labels
+
+
+def _write(json_file: str | None, source: Source, result: dict) -> None:  # type: ignore[type-arg]
+    if json_file is None:
+        return
+    text = to_json(
+        {
+            "environment": environment(),
+            "source": source.label,
+            "data": summary_dict(source.summary()),
+            **result,
+        }
+    )
+    if json_file == "-":
+        click.echo(text)
+    else:
+        write_text(Path(json_file), text + "\n")
+        stderr().print(f"results: {json_file}", highlight=False)

@@ -1,0 +1,284 @@
+"""`bochner demo`: what it prints and writes, step by step."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from bochner.cli.console import output, tracked
+from bochner.cli.sources import WINDOW
+from bochner.data import QKV, demo_texts, load_minilm, token_windows
+from bochner.demonstration import (
+    Swap,
+    averaging_maps,
+    layer_maps,
+    median_seconds,
+    swap_cosines,
+    time_attention,
+)
+from bochner.diagnostics import Comparison, Data, Recommendation, choose, compare
+from bochner.report.results import (
+    comparison_dict,
+    environment,
+    recommendation_dict,
+    to_json,
+    write_text,
+)
+from bochner.report.table import markdown_table, rich_table, rows_of
+
+QUERY_STRIDE = 4
+"""Errors are averaged over every 4th query of a window, each attending to all its keys."""
+
+LABELS = [
+    "positive@iid",
+    "positive",
+    "hyperbolic",
+    "trigonometric",
+    "gerf",
+    "sderf",
+    "aderf",
+    "data-aware-absolute",
+    "data-aware-relative",
+    "data-aware",
+]
+
+
+def run_demo(out: Path, budgets: list[int], seeds: int, *, quick: bool) -> None:
+    """Compare, choose, swap, time; print all of it and write it below `out`."""
+    began = time.perf_counter()
+    console = output()
+    windows = {"calibration": 2 if quick else 8, "evaluation": 1 if quick else 4}
+    lengths = [512, 1024, 2048] if quick else [512, 1024, 2048, 4096, 8192]
+    threads = torch.get_num_threads()
+
+    console.rule("1. queries, keys and values of a pretrained model")
+    from bochner.transformers import collect_qkv
+
+    model, tokenizer = load_minilm()
+    texts = demo_texts()
+    tokens = {
+        part: token_windows(tokenizer, getattr(texts, part), length=WINDOW, count=count)
+        for part, count in windows.items()
+    }
+    layers = {part: collect_qkv(model, ids) for part, ids in tokens.items()}
+    data = _all_heads(layers["calibration"], layers["evaluation"])
+    source = (
+        f"all-MiniLM-L6-v2, unmodified: {data.batch_shape[0]} heads; maps calibrated on"
+        f" {windows['calibration']}, evaluated on {windows['evaluation']} windows of {WINDOW} tokens (every"
+        f" {QUERY_STRIDE}th query, all keys)"
+    )
+    console.print(f"{source}.\nText: {texts.source}.", highlight=False)
+
+    console.rule("2. how wrong each estimator is")
+    table = compare(
+        data,
+        LABELS,
+        budgets,
+        num_redraws=seeds,
+        generator=torch.Generator().manual_seed(0),
+        progress=lambda steps, total: iter(tracked(steps, "measuring", total)),
+    )
+    title = "Relative error of the attention output, exact softmax attention = 0"
+    console.print(rich_table(table, title))
+
+    console.rule("3. what bochner would choose, and why")
+    budget = budgets[-1]
+    recommendation = choose(table, data, budget)
+    for reason in recommendation.reasons:
+        console.print("- " + reason, highlight=False)
+
+    console.rule("4. the model with linear attention")
+    swaps = _swaps(model, tokens["evaluation"], layers["calibration"], table, budgets, seeds)
+    console.print(_swap_table(swaps))
+    seconds = _model_seconds(model, tokens["evaluation"][:1], layers["calibration"], swaps)
+    for name, value in seconds.items():
+        console.print(f"whole model, {WINDOW} tokens, {name}: {1000 * value:.0f} ms")
+
+    console.rule("5. time")
+    best = recommendation.candidates[0].name.partition("@")[0]
+    layer = layers["evaluation"][3]
+    timed = {
+        f"{best}, m = {m}": layer_maps(
+            best, m, [layers["calibration"][3]], torch.Generator().manual_seed(0)
+        )[0]
+        for m in sorted({budgets[0], budgets[-1]})
+    }
+    times = time_attention(layer, timed, lengths, repeats=3 if quick else 5)
+    console.print(_time_table(lengths, times, threads))
+
+    files = _write_all(
+        out,
+        Results(table, recommendation, swaps, seconds, lengths, times, source, texts.source),
+        title,
+    )
+    console.rule()
+    console.print(f"done in {time.perf_counter() - began:.0f} s on {threads} threads; written to:")
+    for file in files:
+        console.print(f"  {file}", highlight=False)
+
+
+class Results:
+    """All that the demo found, for its files."""
+
+    def __init__(
+        self,
+        table: Comparison,
+        recommendation: Recommendation,
+        swaps: list[Swap],
+        model_seconds: dict[str, float],
+        lengths: list[int],
+        times: dict[str, list[float]],
+        source: str,
+        text: str,
+    ) -> None:
+        self.table, self.recommendation, self.swaps = table, recommendation, swaps
+        self.model_seconds, self.lengths, self.times = model_seconds, lengths, times
+        self.source, self.text = source, text
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for results.json."""
+        return {
+            "environment": environment(),
+            "source": self.source,
+            "text": self.text,
+            "comparison": comparison_dict(self.table),
+            "recommendation": recommendation_dict(self.recommendation),
+            "swaps": [
+                {
+                    "attention": s.label,
+                    "num_features": s.num_features,
+                    "mean_cosine": s.mean,
+                    "worst_cosine": s.worst,
+                }
+                for s in self.swaps
+            ],
+            "model_seconds": self.model_seconds,
+            "lengths": self.lengths,
+            "attention_seconds": self.times,
+        }
+
+
+def _all_heads(calibration: list[QKV], evaluation: list[QKV]) -> Data:
+    """Layers side by side as heads: q, k, v [windows, layers * heads, n, d]; every 4th query is kept."""
+    q, k, v = (torch.cat([getattr(layer, name) for layer in evaluation], 1) for name in "qkv")
+    fit_q, fit_k = (torch.cat([getattr(layer, name) for layer in calibration], 1) for name in "qk")
+    return Data(q[..., ::QUERY_STRIDE, :], k, v, (fit_q, fit_k), (q.shape[1],))
+
+
+def _swaps(
+    model: Any,
+    windows: torch.Tensor,
+    calibration: list[QKV],
+    table: Comparison,
+    budgets: list[int],
+    seeds: int,
+) -> list[Swap]:
+    """The chosen map at each budget, Performer's at the largest, and averaging."""
+    from bochner.transformers import sentence_embeddings
+
+    with torch.no_grad():
+        exact = sentence_embeddings(model, windows, torch.ones_like(windows))
+    best = table.at(budgets[-1])[0].name.partition("@")[0]
+    wanted = [(best, m) for m in budgets] + [("positive", budgets[-1])]
+    swaps = []
+    for name, budget in tracked(wanted, "swapping in"):
+        cosines = [
+            swap_cosines(
+                model,
+                windows,
+                exact,
+                layer_maps(name, budget, calibration, torch.Generator().manual_seed(seed)),
+            )
+            for seed in range(seeds)
+        ]
+        swaps.append(Swap(name, budget, torch.cat(cosines)))
+    trivial = swap_cosines(model, windows, exact, averaging_maps(calibration))
+    swaps.append(Swap("(averaging the values)", 1, trivial))
+    return swaps
+
+
+def _model_seconds(
+    model: Any, window: torch.Tensor, calibration: list[QKV], swaps: list[Swap]
+) -> dict[str, float]:
+    """Median seconds of one forward pass, exact and with the best map at its largest budget."""
+    from bochner.transformers import linear_attention_swapped
+
+    chosen = max((s for s in swaps if s.label == swaps[0].label), key=lambda s: s.num_features)
+    maps = layer_maps(
+        chosen.label, chosen.num_features, calibration, torch.Generator().manual_seed(0)
+    )
+
+    def linear() -> None:
+        with linear_attention_swapped(model, maps):
+            model(window)
+
+    with torch.no_grad():
+        return median_seconds(
+            {
+                "exact attention": lambda: model(window),
+                f"{chosen.label}, m = {chosen.num_features}": linear,
+            },
+            repeats=5,
+        )
+
+
+def _swap_rows(swaps: list[Swap]) -> tuple[list[str], list[list[str]]]:
+    header = ["attention in all layers", "m", "mean cosine to exact", "worst"]
+    rows = [["exact", "–", "1.000", "1.000"]]
+    rows += [[s.label, str(s.num_features), f"{s.mean:.3f}", f"{s.worst:.3f}"] for s in swaps]
+    return header, rows
+
+
+def _swap_table(swaps: list[Swap]) -> Table:
+    header, rows = _swap_rows(swaps)
+    result = Table(title="sentence embeddings, no training after the swap", title_justify="left")
+    for index, name in enumerate(header):
+        result.add_column(name, justify="right" if index else "left")
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def _time_rows(
+    lengths: list[int], times: dict[str, list[float]]
+) -> tuple[list[str], list[list[str]]]:
+    header = ["attention of one layer", *(f"{n:,}" for n in lengths)]
+    return header, [[name, *(f"{1000 * s:.1f}" for s in row)] for name, row in times.items()]
+
+
+def _time_table(lengths: list[int], times: dict[str, list[float]], threads: int) -> Table:
+    header, rows = _time_rows(lengths, times)
+    title = f"milliseconds at each number of tokens (median, {threads} threads, float32)"
+    result = Table(title=title, title_justify="left")
+    for index, name in enumerate(header):
+        result.add_column(name, justify="right" if index else "left")
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def _write_all(out: Path, results: Results, title: str) -> list[Path]:
+    """results.json, tables.md and errors.png, each written whole."""
+    from bochner.report.plot import save_picture
+
+    found = environment()
+    provenance = (
+        f"{results.source}. Text: {results.text}. Median over heads, mean over redraws ± half of a"
+        f" 95 % interval. torch {found['torch']}, {found['threads']} threads, {found['time'][:10]}."
+    )
+    tables = [
+        markdown_table(*rows_of(results.table)),
+        provenance,
+        markdown_table(*_swap_rows(results.swaps)),
+        markdown_table(*_time_rows(results.lengths, results.times)),
+        "Reasons given for the choice:",
+        "\n".join("- " + reason for reason in results.recommendation.reasons),
+    ]
+    write_text(out / "results.json", to_json(results.as_dict()) + "\n")
+    write_text(out / "tables.md", "\n\n".join(tables) + "\n")
+    save_picture(out / "errors.png", results.table, title, results.times, results.lengths)
+    return [out / "results.json", out / "tables.md", out / "errors.png"]

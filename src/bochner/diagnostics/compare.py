@@ -1,0 +1,171 @@
+"""Many feature maps on one set of data, at several budgets: the table behind every choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bochner.catalog import make, spec, specs
+from bochner.diagnostics.exact import check_inputs
+from bochner.diagnostics.measure import ErrorReport, measure
+from bochner.diagnostics.predict import Prediction, predict
+from bochner.feature_map import FeatureMap
+from bochner.fitting import UnfittedMap
+from bochner.projections import projection_from_name
+from bochner.request import fresh_generator
+from bochner.validation import check_count
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One row: a map at one budget, how it was measured, what theory said (None: not asked, or no closed form)."""
+
+    name: str
+    feature_map: FeatureMap
+    report: ErrorReport
+    prediction: Prediction | None
+
+    @property
+    def num_features(self) -> int:
+        """The budget m."""
+        return self.report.num_features
+
+    @property
+    def output_error(self) -> float:
+        """Measured attention output error."""
+        assert self.report.output_error is not None
+        return self.report.output_error.value
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data to evaluate on, and to calibrate on.
+
+    Shapes:     q, k, v [*b, *batch_shape, n, d]; calibration (queries, keys)
+                [*b', *batch_shape, n', d]; one map per element of batch_shape.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    calibration: tuple[Tensor, Tensor]
+    batch_shape: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, q: Tensor, k: Tensor, v: Tensor, calibration: tuple[Tensor, Tensor] | None = None
+    ) -> Data:
+        """Every leading dimension is a head. Without calibration data, even positions calibrate and
+        odd ones evaluate, so that no map is measured on what it was fitted to.
+
+        Raises:     ValueError for shapes, NaN, or fewer than 4 positions to split.
+        """
+        check_inputs(q, k, v, q.shape[-1], causal=False)
+        heads = tuple(q.shape[:-2])
+        if calibration is not None:
+            return cls(q, k, v, calibration, heads)
+        if min(q.shape[-2], k.shape[-2]) < 4:
+            raise ValueError(
+                f"q has length {q.shape[-2]} and k {k.shape[-2]}; splitting into calibration and"
+                " evaluation needs at least 4 positions. Pass calibration=(queries, keys)."
+            )
+        halves = q[..., 0::2, :], k[..., 0::2, :]
+        return cls(q[..., 1::2, :], k[..., 1::2, :], v[..., 1::2, :], halves, heads)
+
+
+def all_names() -> list[str]:
+    """Every map of the catalogue that keeps the kernel (trained kernels need training first)."""
+    return [name for name, entry in specs().items() if not entry.changes_kernel]
+
+
+def split_name(label: str) -> tuple[str, str | None]:
+    """ "positive@iid" -> ("positive", "iid"); without @, the map's own projection (None).
+
+    Raises:     UnknownNameError for either part.
+    Example:
+        >>> split_name("positive@iid")
+        ('positive', 'iid')
+    """
+    name, _, projection = label.partition("@")
+    spec(name)
+    if projection:
+        projection_from_name(projection)
+    return name, projection or None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Candidates in the order asked for; skipped: label -> why it could not be tried."""
+
+    candidates: list[Candidate]
+    skipped: dict[str, str]
+    trivial_output_error: float
+
+    def at(self, num_features: int) -> list[Candidate]:
+        """The candidates of one budget, lowest output error first."""
+        rows = [c for c in self.candidates if c.num_features == num_features]
+        return sorted(rows, key=lambda c: c.output_error)
+
+
+def compare(
+    data: Data,
+    labels: Sequence[str],
+    budgets: Sequence[int],
+    *,
+    num_redraws: int = 4,
+    predict_queries: int = 0,
+    generator: torch.Generator | None = None,
+    progress: Callable[[Iterator[tuple[str, int]], int], Iterator[tuple[str, int]]] | None = None,
+) -> Comparison:
+    """Fit and measure every map at every budget.
+
+    Arguments:  labels: names, with "@projection" to override a map's own; budgets: num_features;
+                predict_queries: queries for the closed-form prediction of each row, 0 for none;
+                progress: wraps the iterator of (label, budget), given its length.
+    Raises:     UnknownNameError before any work; ValueError if nothing could be tried.
+    Cost:       len(labels) len(budgets) num_redraws attentions of n x n'.
+    Example:
+        >>> g = torch.Generator().manual_seed(0)
+        >>> q, k, v = (0.5 * torch.randn(2, 64, 8, generator=g) for _ in range(3))
+        >>> table = compare(Data.of(q, k, v), ["positive@iid", "gerf"], [16, 32], generator=g)
+        >>> [(c.name, c.num_features) for c in table.candidates]
+        [('positive@iid', 16), ('positive@iid', 32), ('gerf', 16), ('gerf', 32)]
+    """
+    parts = {label: split_name(label) for label in labels}
+    for budget in budgets:
+        check_count("num_features", budget)
+    generator = fresh_generator() if generator is None else generator
+    work = [(label, budget) for label in labels for budget in budgets]
+    steps = iter(work) if progress is None else progress(iter(work), len(work))
+    tried: list[Candidate] = []
+    skipped: dict[str, str] = {}
+    for label, budget in steps:
+        name, projection = parts[label]
+        try:
+            made = make(
+                name,
+                dim=data.q.shape[-1],
+                num_features=budget,
+                projection=projection,
+                batch_shape=data.batch_shape,
+                generator=generator,
+            )
+            fitted = made.fit(*data.calibration) if isinstance(made, UnfittedMap) else made
+        except ValueError as error:
+            skipped[f"{label}, num_features={budget}"] = str(error)
+            continue
+        report = measure(
+            fitted, data.q, data.k, data.v, num_redraws=num_redraws, generator=generator
+        )
+        predicted = None
+        if predict_queries:
+            predicted = predict(fitted, data.q, data.k, data.v, num_queries=predict_queries)
+        tried.append(Candidate(label, fitted, report, predicted))
+    if not tried:
+        raise ValueError(f"no feature map could be tried: {skipped}")
+    trivial = tried[0].report.trivial_output_error
+    assert trivial is not None
+    return Comparison(tried, skipped, trivial)

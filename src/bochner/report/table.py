@@ -1,0 +1,99 @@
+"""Tables for the terminal (rich) and for documents (Markdown), from the same rows."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from bochner.diagnostics import Candidate, Comparison, Interval
+
+
+def error_text(interval: Interval | None) -> str:
+    """0.53 ± 0.01: mean and half-width of its interval; plain where it exceeds 10."""
+    if interval is None:
+        return "–"
+    half = interval.high - interval.value
+    if abs(interval.value) >= 10 or half >= 10:
+        return f"{interval.value:.3g}"
+    return f"{interval.value:.2f}" if interval.redraws < 2 else f"{interval.value:.2f} ± {half:.2f}"
+
+
+def _grid(table: Comparison) -> tuple[list[str], list[int], dict[tuple[str, int], Candidate]]:
+    cells = {(c.name, c.num_features): c for c in table.candidates}
+    labels = list(dict.fromkeys(c.name for c in table.candidates))
+    budgets = sorted({c.num_features for c in table.candidates})
+    largest = budgets[-1]
+    labels.sort(
+        key=lambda name: cells[name, largest].output_error if (name, largest) in cells else 1e9
+    )
+    return labels, budgets, cells
+
+
+def rows_of(table: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: map, then attention output error at each budget, best last column first."""
+    labels, budgets, cells = _grid(table)
+    header = ["feature map", *(f"m = {m}" for m in budgets)]
+    rows = []
+    for label in labels:
+        found = [cells.get((label, m)) for m in budgets]
+        rows.append([label, *(error_text(c.report.output_error) if c else "–" for c in found)])
+    trivial = f"{table.trivial_output_error:.2f}"
+    place = next(
+        (
+            i
+            for i, label in enumerate(labels)
+            if (label, budgets[-1]) in cells
+            and cells[label, budgets[-1]].output_error > table.trivial_output_error
+        ),
+        len(rows),
+    )
+    rows.insert(place, ["(averaging the values)", *([trivial] * len(budgets))])
+    return header, rows
+
+
+def rich_table(table: Comparison, title: str) -> Table:
+    """Attention output error by map and budget, for the terminal."""
+    header, rows = rows_of(table)
+    result = Table(title=title, title_justify="left")
+    result.add_column(header[0])
+    for name in header[1:]:
+        result.add_column(name, justify="right")
+    for row in rows:
+        result.add_row(*row, style="bold yellow" if row[0].startswith("(") else None)
+    return result
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, first column to the left, numbers to the right."""
+    lines = [
+        "| " + " | ".join(header) + " |",
+        "|---|" + "---:|" * (len(header) - 1),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+    return "\n".join(lines)
+
+
+def details_table(table: Comparison) -> Table:
+    """Every metric of every row, for the terminal."""
+    result = Table(
+        title="all metrics (medians over heads, mean over redraws)", title_justify="left"
+    )
+    names = ("output error", "kernel error", "row variation", "entries < 0", "denominators <= 0")
+    result.add_column("feature map")
+    for name in ("m", *names, "predicted"):
+        result.add_column(name, justify="right")
+    for c in table.candidates:
+        predicted = "–"
+        if c.prediction is not None:
+            mark = "" if c.prediction.reliable else " (overestimate)"
+            predicted = f"{c.prediction.output_error:.2g}{mark}"
+        result.add_row(
+            c.name,
+            str(c.num_features),
+            error_text(c.report.output_error),
+            error_text(c.report.kernel_error),
+            error_text(c.report.row_variation),
+            f"{c.report.negative_entries.value:.1%}",
+            f"{c.report.nonpositive_denominators.value:.1%}",
+            predicted,
+        )
+    return result

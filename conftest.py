@@ -31,9 +31,10 @@ class MarkdownExamples(pytest.Item):
             example.evaluate()
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style=None):
-        """Show a wrong output without the traceback of the runner."""
+        """Show a wrong output, or the document's own lines, without the runner's traceback."""
         if isinstance(excinfo.value, SybilFailure):
             return str(excinfo.value)
+        excinfo.traceback = excinfo.traceback.cut(path=self.path)
         return super().repr_failure(excinfo, style=style)
 
     def reportinfo(self) -> tuple[Path, int, str]:

@@ -55,7 +55,14 @@ class UnfittedMap(FeatureMap):
         for name, x in (("queries", queries), ("keys", keys)):
             check_points(name, x, self.dim)
             check_leading(name, x, self.batch_shape)
-        return self.recipe(self.request, queries.detach(), keys.detach())
+        if queries.shape[:-2] != keys.shape[:-2]:
+            raise ValueError(
+                f"queries and keys have leading dimensions {list(queries.shape[:-2])} and"
+                f" {list(keys.shape[:-2])}; calibration data want the same (repeat keys for grouped"
+                " queries)."
+            )
+        with torch.autocast(device_type=queries.device.type, enabled=False):
+            return self.recipe(self.request, queries.detach(), keys.detach())
 
     def _refuse(self) -> NoReturn:
         raise NotFittedError(

@@ -16,7 +16,8 @@ from bochner.feature_map import FeatureMap
 from bochner.fitting import UnfittedMap
 from bochner.projections import projection_from_name
 from bochner.request import fresh_generator
-from bochner.validation import check_count
+from bochner.statistics import check_leading
+from bochner.validation import check_count, check_finite, check_points, last_dimension
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,13 @@ class Data:
 
         Raises:     ValueError for shapes, NaN, or fewer than 4 positions to split.
         """
-        check_inputs(q, k, v, q.shape[-1], causal=False)
+        check_inputs(q, k, v, last_dimension(q), causal=False)
         heads = tuple(q.shape[:-2])
         if calibration is not None:
+            for name, x in zip(("queries", "keys"), calibration, strict=True):
+                check_points(f"calibration {name}", x, q.shape[-1])
+                check_finite(f"calibration {name}", x)
+                check_leading(f"calibration {name}", x, heads)
             return cls(q, k, v, calibration, heads)
         if min(q.shape[-2], k.shape[-2]) < 4:
             raise ValueError(

@@ -14,6 +14,7 @@ from bochner.feature_maps.data_aware_absolute import absolute_precision
 from bochner.feature_maps.data_aware_relative import log10_required_num_features
 from bochner.kernels import Softmax
 from bochner.statistics import Moments
+from bochner.validation import last_dimension
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,10 @@ def describe(q: Tensor, k: Tensor, *, batch_shape: tuple[int, ...] | None = None
         >>> summary.heads, 0 <= summary.entropy <= summary.max_entropy
         (2, True)
     """
-    check_inputs(q, k, None, q.shape[-1], causal=False)
+    check_inputs(q, k, None, last_dimension(q), causal=False)
+    q, k = q.detach(), k.detach()
     batch_shape = tuple(q.shape[:-2]) if batch_shape is None else batch_shape
-    moments = Moments.of(q, k, batch_shape=batch_shape, ridge=1e-9)
+    moments = Moments.of(q, k, batch_shape=batch_shape, ridge=0.0)
     spread = balanced_coordinates(q, k, batch_shape).spread
     traces = [
         c.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -80,6 +82,7 @@ def describe(q: Tensor, k: Tensor, *, batch_shape: tuple[int, ...] | None = None
     ]
     means = [m.square().sum(-1) for m in (moments.query_mean, moments.key_mean)]
     shift = (moments.query_mean + moments.key_mean).square().sum(-1)
+    spread = spread * (torch.minimum(*traces) > 0).unsqueeze(-1)  # no spread where points coincide
     centred = traces[0] + traces[1]
     exists = torch.linalg.eigvalsh(absolute_precision(moments)).amin(-1) > 0
     entropy = torch.zeros((), dtype=torch.float64)
@@ -91,7 +94,7 @@ def describe(q: Tensor, k: Tensor, *, batch_shape: tuple[int, ...] | None = None
         heads=math.prod(batch_shape),
         query_norm2=float((traces[0] + means[0]).median()),
         key_norm2=float((traces[1] + means[1]).median()),
-        mean_share=float(((means[0] + means[1]) / total).median()),
+        mean_share=float(((means[0] + means[1]) / total.clamp_min(1e-300)).median()),
         entropy=float((entropy / q.shape[-2]).median()),
         max_entropy=math.log(k.shape[-2]),
         log10_features_isotropic=float((centred + shift).median()) / math.log(10.0),

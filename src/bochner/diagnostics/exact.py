@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bochner.kernels import Kernel
-from bochner.validation import check_finite, check_points
+from bochner.validation import check_finite, check_points, last_dimension
 
 _BLOCK_ELEMENTS = 1 << 21  # kernel entries worked on at one time: a few MB, which stay in cache
 
@@ -28,7 +28,7 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor | None, dim: int, *, causal: bo
     if causal and q.shape[-2] != k.shape[-2]:
         raise ValueError(f"causal=True needs equal lengths; q has {q.shape[-2]}, k {k.shape[-2]}.")
     if v is not None:
-        check_points("v", v, v.shape[-1] if v.ndim else 0)
+        check_points("v", v, last_dimension(v))
         check_finite("v", v)
         if v.shape[:-1] != k.shape[:-1]:
             raise ValueError(

@@ -113,7 +113,7 @@ def measure(
     generator = fresh_generator() if generator is None else generator
     dtype = compute_dtype(q)
     q, k, v = q.detach().to(dtype), k.detach().to(dtype), None if v is None else v.detach().to(dtype)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(device_type=q.device.type, enabled=False):
         maps = [copy.deepcopy(feature_map).resample_(generator) for _ in range(num_redraws)]
         per_head, trivial = _accumulate(maps, q, k, v, causal=causal)
 

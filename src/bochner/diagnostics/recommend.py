@@ -62,7 +62,7 @@ def recommend(
     Example:
         >>> g = torch.Generator().manual_seed(0)
         >>> q, k, v = (0.5 * torch.randn(2, 64, 8, generator=g) for _ in range(3))
-        >>> k = k + 2.0 * q.mean(-2, keepdim=True) + 1.0          # keys with a mean, as in real heads
+        >>> k = k + 1.0                                       # keys with a mean, as in real heads
         >>> rec = recommend(3 * q, k, v, 64, candidates=["positive", "data-aware"], generator=g)
         >>> rec.choice
         'data-aware'
@@ -105,10 +105,16 @@ def _reasons(
             f"{best.name} has the lowest attention output error at {num_features} features:"
             f" {best.report.output_error}, against {trivial:.3f} for averaging the values."
         )
+    elif best.output_error < trivial:
+        reasons.append(
+            f"Nothing is shown to beat averaging the values ({trivial:.3f}) at {num_features} features:"
+            f" the best, {best.name}, measures {best.report.output_error}, an interval that reaches"
+            " above it. More redraws may decide; more features would help."
+        )
     else:
         reasons.append(
-            f"Nothing beats averaging the values ({trivial:.3f}) at {num_features} features: the best,"
-            f" {best.name}, measures {best.report.output_error}. Keep exact attention, or raise"
+            f"Nothing beats averaging the values ({trivial:.3f}) at {num_features} features: the"
+            f" best, {best.name}, measures {best.report.output_error}. Keep exact attention, or raise"
             " num_features."
         )
     if len(tried) > 1:
@@ -118,16 +124,17 @@ def _reasons(
         assert theirs is not None
         if ours.high >= theirs.low:
             reasons.append(
-                f"{second.name} ({second.output_error:.3f}) is within the intervals: the order of the"
-                " two is not certain."
+                f"{second.name} ({second.output_error:.3f}) is within the intervals: the order of"
+                " the two is not certain."
             )
     losers = [c.name for c in tried if c.output_error >= trivial]
     if losers and beats:
         reasons.append("No better than averaging the values: " + ", ".join(losers) + ".")
     reasons.append(str(summary))
-    signed = [c for c in tried if c.report.nonpositive_denominators.value > 0]
+    shares = {c.name: c.report.nonpositive_denominators.value for c in tried}
     reasons += [
-        f"{c.name} gives denominators <= 0 on {c.report.nonpositive_denominators.value:.1%} of the rows."
-        for c in signed
+        f"{name} gives denominators <= 0 on {share:.1%} of the rows."
+        for name, share in shares.items()
+        if share > 0
     ]
     return reasons

@@ -1,0 +1,32 @@
+"""README shows what the demo measured, and nothing that was typed."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_readme_tables_are_the_demos_own() -> None:
+    tool = runpy.run_path(str(ROOT / "tools/readme_from_demo.py"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tool["block_of"](readme) == tool["measured_tables"]()
+
+
+def test_demo_tables_are_those_of_its_results() -> None:
+    tables = (ROOT / "docs/demo/tables.md").read_text(encoding="utf-8")
+    results = json.loads((ROOT / "docs/demo/results.json").read_text(encoding="utf-8"))
+    for row in results["comparison"]["rows"]:
+        value = row["output_error"]["value"]
+        if value < 10:
+            line = next(x for x in tables.splitlines() if x.startswith(f"| {row['map']} |"))
+            assert re.search(rf"\b{value:.2f}\b", line), (row["map"], value, line)
+
+
+def test_readme_links_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", readme):
+        assert target.startswith("http") or (ROOT / target).exists(), target

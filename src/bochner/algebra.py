@@ -67,8 +67,8 @@ class Constant(FeatureMap):
         """Nothing is random."""
         return self
 
-    positive = unbiased = symmetric = True  # type: ignore[assignment]
-    num_projections = 0  # type: ignore[assignment]
+    positive = unbiased = symmetric = True
+    num_projections = 0
 
     def draws(self) -> list[Tensor]:
         """None."""
@@ -97,7 +97,9 @@ class Composite(FeatureMap):
                     f"parts have dim={parts[0].dim} and dim={part.dim}; they must agree."
                 )
         self.parts = nn.ModuleList(parts)
-        self.kernel = next((p.kernel for p in parts if not isinstance(p, Constant)), parts[0].kernel)
+        self.kernel = next(
+            (p.kernel for p in parts if not isinstance(p, Constant)), parts[0].kernel
+        )
         self.dim = parts[0].dim
         try:
             self.batch_shape = tuple(torch.broadcast_shapes(*(p.batch_shape for p in parts)))
@@ -321,7 +323,9 @@ class Scaled(FeatureMap):
 def _concatenate(parts: list[Features]) -> Features:
     if all(p.positive for p in parts):
         scales = torch.broadcast_tensors(*(p.log_scale for p in parts))
-        logs = [p.log_values + s for p, s in zip(parts, scales, strict=True) if p.log_values is not None]
+        logs = [
+            p.log_values + s for p, s in zip(parts, scales, strict=True) if p.log_values is not None
+        ]
         return Features.from_logs(torch.cat(logs, dim=-1))
     top = torch.stack(torch.broadcast_tensors(*(p.log_scale for p in parts))).amax(0)
     values = [p.values * torch.exp(p.log_scale - top) for p in parts]

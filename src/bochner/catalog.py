@@ -86,7 +86,9 @@ def make(
         dim=dim,
         num_features=num_features,
         kernel=kernel_from_name(kernel),
-        projection=chosen.default_projection if projection is None else projection_from_name(projection),
+        projection=chosen.default_projection
+        if projection is None
+        else projection_from_name(projection),
         batch_shape=batch_shape,
         generator=fresh_generator() if generator is None else generator,
         dtype=dtype,

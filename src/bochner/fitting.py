@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bochner.feature_map import FeatureMap
 from bochner.features import Features, SignedLog
+from bochner.nonlinearities import Positive
 from bochner.proposals import Proposal
 from bochner.random_features import RandomFeatures
 from bochner.request import Request
-from bochner.nonlinearities import Positive
 from bochner.statistics import check_leading
 from bochner.transformed import TransformedFeatures
 from bochner.transforms import Transform
@@ -35,7 +35,9 @@ class UnfittedMap(FeatureMap):
         torch.Size([16, 16])
     """
 
-    def __init__(self, name: str, request: Request, recipe: Recipe, *, positive: bool = True) -> None:
+    def __init__(
+        self, name: str, request: Request, recipe: Recipe, *, positive: bool = True
+    ) -> None:
         super().__init__()
         self.name = name
         self.request = request

@@ -32,7 +32,9 @@ class Nonlinearity(ABC):
     """Whether its variance depends on x - y (trigonometric) instead of x + y."""
 
     @abstractmethod
-    def features(self, projected: Tensor, half_norms: Tensor, log_weight: Tensor | None) -> Features:
+    def features(
+        self, projected: Tensor, half_norms: Tensor, log_weight: Tensor | None
+    ) -> Features:
         """Features of exp(x.y).
 
         Shapes:     projected [*b, n, r], half_norms = |x|^2/2 [*b, n, 1], log_weight [*batch, r]
@@ -60,7 +62,9 @@ class Positive(Nonlinearity):
     even = False
     oscillating = False
 
-    def features(self, projected: Tensor, half_norms: Tensor, log_weight: Tensor | None) -> Features:
+    def features(
+        self, projected: Tensor, half_norms: Tensor, log_weight: Tensor | None
+    ) -> Features:
         """Logarithms u + log_weight, scale -|x|^2/2 - log(r)/2."""
         log_scale = -half_norms - 0.5 * math.log(projected.shape[-1])  # 1/sqrt(r)
         return Features.from_scaled_logs(projected + _row(log_weight), log_scale)
@@ -79,7 +83,9 @@ class Hyperbolic(Nonlinearity):
     even = True
     oscillating = False
 
-    def features(self, projected: Tensor, half_norms: Tensor, log_weight: Tensor | None) -> Features:
+    def features(
+        self, projected: Tensor, half_norms: Tensor, log_weight: Tensor | None
+    ) -> Features:
         """Logarithms ±u + log_weight, scale -|x|^2/2 - log(2r)/2."""
         weight = _row(log_weight)
         log_features = torch.cat((projected + weight, weight - projected), dim=-1)
@@ -100,7 +106,9 @@ class Trigonometric(Nonlinearity):
     even = True
     oscillating = True
 
-    def features(self, projected: Tensor, half_norms: Tensor, log_weight: Tensor | None) -> Features:
+    def features(
+        self, projected: Tensor, half_norms: Tensor, log_weight: Tensor | None
+    ) -> Features:
         """Cosines and sines, scale +|x|^2/2 - log(r)/2."""
         values = torch.cat((torch.cos(projected), torch.sin(projected)), dim=-1)
         log_scale = half_norms - 0.5 * math.log(projected.shape[-1])  # 1/sqrt(r)

@@ -111,7 +111,9 @@ class GaussianProposal(Proposal):
             )
         asymmetry = (covariance - covariance.transpose(-1, -2)).abs().amax()
         if not bool(asymmetry <= 1e-6 * covariance.abs().amax()):
-            raise ValueError(f"covariance must be symmetric and finite; asymmetry {float(asymmetry)}.")
+            raise ValueError(
+                f"covariance must be symmetric and finite; asymmetry {float(asymmetry)}."
+            )
         variances, axes = torch.linalg.eigh(covariance)
         if not bool((variances > 0).all()):
             raise ValueError(

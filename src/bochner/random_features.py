@@ -1,6 +1,6 @@
 """Random features from parts: a nonlinearity of projections drawn from a proposal.
 
-    phi(x) = nonlinearity(x . omega),   omega = proposal(g),   g = projection's standard normals
+phi(x) = nonlinearity(x . omega),   omega = proposal(g),   g = projection's standard normals
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class RandomFeatures(FeatureMap):
         self.projection = request.projection
         self.proposal = StandardNormal(request.dim) if proposal is None else proposal
         if self.proposal.dim != self.dim:
-            raise ValueError(f"proposal has dim={self.proposal.dim}; the request has dim={self.dim}.")
+            raise ValueError(
+                f"proposal has dim={self.proposal.dim}; the request has dim={self.dim}."
+            )
         if nonlinearity.even and not self.proposal.centred:
             raise ValueError(
                 f"{nonlinearity!r} needs a proposal of mean zero; centre the inputs (Centring) or use"
@@ -77,7 +79,9 @@ class RandomFeatures(FeatureMap):
         half_norms = 0.5 * x.square().sum(dim=-1, keepdim=True)
         point_factor = self.kernel.log_point_factor(x)
         if point_factor is not None:  # summed with ±|x|^2/2 first: the Gaussian's cancels exactly
-            half_norms = half_norms + (point_factor if self.nonlinearity.oscillating else -point_factor)
+            half_norms = half_norms + (
+                point_factor if self.nonlinearity.oscillating else -point_factor
+            )
         return self.nonlinearity.features(x @ omega.transpose(-1, -2), half_norms, log_weight)
 
     def _key(self, y: Tensor) -> Features:
@@ -155,7 +159,9 @@ class RandomFeatures(FeatureMap):
         directions, even = self._independent_directions()
         x, y, rho = self._coordinates(x, y)
         oscillating = self.nonlinearity.oscillating
-        sums = x.unsqueeze(-2) - y.unsqueeze(-3) if oscillating else x.unsqueeze(-2) + y.unsqueeze(-3)
+        sums = (
+            x.unsqueeze(-2) - y.unsqueeze(-3) if oscillating else x.unsqueeze(-2) + y.unsqueeze(-3)
+        )
         log_moment = log_cross_moment(
             sums, sums, rho.unsqueeze(-2), oscillating=oscillating, even=even
         )

@@ -48,9 +48,7 @@ class TransformedFeatures(FeatureMap):
         points, factor = moved
         if not (self.transform.exact and isinstance(self.kernel, Gaussian)):
             return moved
-        norms = 0.5 * (
-            points.square().sum(-1, keepdim=True) - x.square().sum(-1, keepdim=True)
-        )
+        norms = 0.5 * (points.square().sum(-1, keepdim=True) - x.square().sum(-1, keepdim=True))
         return Transformed(points, norms if factor is None else factor + norms)
 
     def _query(self, x: Tensor) -> Features:

@@ -12,6 +12,7 @@ Data-dependent ones are fitted by a constructor and frozen; forward never learns
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -72,7 +73,9 @@ class Lengthscale(Transform):
         if not bool((torch.isfinite(lengths) & (lengths > 0)).all()):
             raise ValueError(f"lengthscale={lengthscale} must be positive and finite.")
         if lengths.ndim and lengths.shape[-1] != dim:
-            raise ValueError(f"lengthscale has last dimension {lengths.shape[-1]}; expected dim={dim}.")
+            raise ValueError(
+                f"lengthscale has last dimension {lengths.shape[-1]}; expected dim={dim}."
+            )
         self.input_dim = self.output_dim = dim
         self.register_buffer("lengthscale", lengths.expand(*lengths.shape[:-1], dim).clone())
 
@@ -249,7 +252,7 @@ class Composed(Transform):
         super().__init__()
         if not parts:
             raise ValueError("parts is empty; give at least one transform.")
-        for first, second in zip(parts, parts[1:], strict=False):
+        for first, second in pairwise(parts):
             if first.output_dim != second.input_dim:
                 raise ValueError(
                     f"{type(first).__name__} gives dimension {first.output_dim},"

@@ -45,7 +45,9 @@ def check_points(name: str, x: Tensor, dim: int) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}.")
     if not x.is_floating_point():
-        raise TypeError(f"{name} has dtype {x.dtype}; expected float16, bfloat16, float32 or float64.")
+        raise TypeError(
+            f"{name} has dtype {x.dtype}; expected float16, bfloat16, float32 or float64."
+        )
     if x.ndim < 2:
         raise ValueError(
             f"{name} has shape {list(x.shape)}; expected [*batch, n, {dim}]"
@@ -56,7 +58,9 @@ def check_points(name: str, x: Tensor, dim: int) -> None:
     if x.shape[-2] == 0:
         raise ValueError(f"{name} has shape {list(x.shape)}: an empty sequence; expected n >= 1.")
     if x.numel() == 0:
-        raise ValueError(f"{name} has shape {list(x.shape)}: an empty batch; expected at least one.")
+        raise ValueError(
+            f"{name} has shape {list(x.shape)}: an empty batch; expected at least one."
+        )
 
 
 def last_dimension(x: Tensor) -> int:

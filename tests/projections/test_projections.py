@@ -223,7 +223,7 @@ def test_fixed_norms_are_biased_by_the_printed_formula(dim: int, generator) -> N
     estimates = 0.5 * (single(omega, z) + single(-omega, z))
     truth = hyp0f1(dim / 2, dim * phi / 4) / math.exp(phi / 2)
     mean_is(estimates, truth, see=0.02)
-    assert truth == pytest.approx(math.exp(-(phi**2) / (4 * (dim + 2))), rel=0.02)
+    assert truth == pytest.approx(math.exp(-(phi**2) / (4 * (dim + 2))), rel=0.03)
 
 
 @pytest.mark.parametrize(("phi", "printed"), [(2, 0.986), (8, 0.810), (16, 0.471)])

@@ -55,7 +55,9 @@ def attention_inputs(
     if v.device != k.device:
         raise ValueError(f"v is on {v.device}, k on {k.device}; move one.")
     if v.shape[-2] != k.shape[-2]:
-        raise ValueError(f"v has length {v.shape[-2]}, k has length {k.shape[-2]}; they must agree.")
+        raise ValueError(
+            f"v has length {v.shape[-2]}, k has length {k.shape[-2]}; they must agree."
+        )
     lead = _common_lead(q, k, v)
     check_batch("q", q, feature_map.batch_shape)
     if causal and q.shape[-2] != k.shape[-2]:
@@ -103,7 +105,15 @@ def _checked_mask(
             f"key_mask has shape {list(key_mask.shape)}; expected one that broadcasts to"
             f" {[*lead, length]} (for [batch, heads, length, d] inputs: [batch, 1, length])."
         ) from None
-    if not torch.compiler.is_compiling() and not bool(key_mask.any(dim=-1).all()):
-        hidden = int((~key_mask.any(dim=-1)).sum())
-        raise ValueError(f"key_mask hides every key of {hidden} sequence(s); attention is undefined.")
     return key_mask
+
+
+def check_some_key_visible(key_mask: Tensor | None) -> None:
+    """Raise ValueError if a sequence of key_mask [*b, s] has no visible key (not while compiling)."""
+    if key_mask is None or torch.compiler.is_compiling():
+        return
+    hidden = int((~key_mask.any(dim=-1)).sum())
+    if hidden:
+        raise ValueError(
+            f"key_mask hides every key of {hidden} sequence(s); attention is undefined."
+        )

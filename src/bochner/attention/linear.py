@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bochner.attention.inputs import attention_inputs
+from bochner.attention.inputs import attention_inputs, check_some_key_visible
 from bochner.attention.state import AttentionState, absorb, advance, normalised, read
 from bochner.feature_map import FeatureMap, compute_dtype
 
@@ -49,6 +49,7 @@ def linear_attention(
         0.19
     """
     inputs = attention_inputs(feature_map, q, k, v, key_mask, causal=causal)
+    check_some_key_visible(inputs.key_mask)
     if causal:
         return advance(AttentionState(feature_map), *inputs)[0]
     q, k, v, key_mask = inputs

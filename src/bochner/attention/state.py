@@ -59,7 +59,9 @@ def feature_logs(features: Features) -> tuple[Tensor | None, Tensor]:
     return features.values, features.log_scale
 
 
-def absorb(state: AttentionState, keys: Features, values: Tensor, visible: Tensor | None) -> AttentionState:
+def absorb(
+    state: AttentionState, keys: Features, values: Tensor, visible: Tensor | None
+) -> AttentionState:
     """The state after a block of keys; hidden keys leave no trace.
 
     Shapes:     keys [*b, n, m], values [*b, n, dv], visible [*b, n] (True = attend) or None.
@@ -97,12 +99,10 @@ def read(state: AttentionState, queries: Features) -> tuple[Tensor, Tensor, Tens
     denominators = state.denominator.unsqueeze(-1)
     mantissa, log_queries = feature_logs(queries)
     total = log_queries + state.reference
-    if mantissa is None:
-        scale = total.detach().amax(dim=-1, keepdim=True)
-        finite = torch.where(torch.isinf(scale), 0.0, scale)
-        weights = torch.exp(total - finite)
-    else:
-        scale, weights = total, mantissa
+    scale = total.detach().amax(dim=-1, keepdim=True)
+    weights = torch.exp(total - torch.where(torch.isinf(scale), 0.0, scale))
+    if mantissa is not None:
+        weights = weights * mantissa
     return weights @ state.numerator, weights @ denominators, scale
 
 
@@ -159,7 +159,8 @@ def step(
 
     Shapes:     q, k [*b, n, d] (already divided by the temperature), v [*b, n, dv], key_mask
                 broadcasting to [*b, n] (True = attend) -> out [*b, n, dv], next state.
-    Equals:     the same rows of `linear_attention(..., causal=True)`, for any split into steps.
+    Equals:     the same rows of `linear_attention(..., causal=True)`, for any split into steps. Rows
+                before the first visible key are 0.
     Cost:       O(n m dv) time, O(m dv) memory, whatever came before.
     Raises:     ValueError or TypeError as `linear_attention`.
     """

@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 the answer is no (a check failed, nothing beats averaging 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -219,7 +220,7 @@ def _labels(maps: str | None, projection: str | None) -> list[str]:
     return labels
 
 
-def _write(json_file: str | None, source: Source, result: dict) -> None:  # type: ignore[type-arg]
+def _write(json_file: str | None, source: Source, result: dict[str, Any]) -> None:
     if json_file is None:
         return
     text = to_json(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import ParamSpec, TypeVar
 
 import click
@@ -33,7 +33,7 @@ def tracked(steps: Iterable[T], description: str, total: int | None = None) -> I
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=stderr(), transient=True) as progress:
-        if total is None and hasattr(steps, "__len__"):
+        if total is None and isinstance(steps, Sized):
             total = len(steps)
         task = progress.add_task(description, total=total)
         for step in steps:

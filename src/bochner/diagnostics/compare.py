@@ -22,7 +22,10 @@ from bochner.validation import check_count, check_finite, check_points, last_dim
 
 @dataclass(frozen=True)
 class Candidate:
-    """One row: a map at one budget, how it was measured, what theory said (None: not asked, or no closed form)."""
+    """One row: a map at one budget, how it was measured, and what theory said.
+
+    prediction:     None if it was not asked for, or if the map has no closed form.
+    """
 
     name: str
     feature_map: FeatureMap
@@ -87,7 +90,7 @@ def all_names() -> list[str]:
 
 
 def split_name(label: str) -> tuple[str, str | None]:
-    """ "positive@iid" -> ("positive", "iid"); without @, the map's own projection (None).
+    """Split "positive@iid" into ("positive", "iid"); without @, the map's own projection (None).
 
     Raises:     UnknownNameError for either part.
     Example:

@@ -87,7 +87,9 @@ def describe(q: Tensor, k: Tensor, *, batch_shape: tuple[int, ...] | None = None
     exists = torch.linalg.eigvalsh(absolute_precision(moments)).amin(-1) > 0
     entropy = torch.zeros((), dtype=torch.float64)
     for rows in row_blocks(q, k):
-        logs = torch.log_softmax(exact_logs(Softmax(), q[..., rows, :].double(), k.double(), None), dim=-1)
+        logs = torch.log_softmax(
+            exact_logs(Softmax(), q[..., rows, :].double(), k.double(), None), dim=-1
+        )
         entropy = entropy - (logs.exp() * logs).sum((-1, -2))
     total = centred + means[0] + means[1]
     return DataSummary(

@@ -45,7 +45,9 @@ def row_blocks(q: Tensor, k: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + rows, q.shape[-2]))
 
 
-def visible_keys(rows: slice, num_keys: int, device: torch.device, *, causal: bool) -> Tensor | None:
+def visible_keys(
+    rows: slice, num_keys: int, device: torch.device, *, causal: bool
+) -> Tensor | None:
     """[rows, n'] mask of the keys each row may see, or None for all."""
     if not causal:
         return None

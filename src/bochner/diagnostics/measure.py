@@ -30,6 +30,7 @@ from bochner.validation import check_count
 _KEPT_ELEMENTS = 1 << 25
 """Exact attention is kept between redraws up to this many entries, and computed again beyond."""
 
+
 @dataclass(frozen=True)
 class ErrorReport:
     """Errors of one feature map on given data; each the median over heads, then mean over redraws.
@@ -112,7 +113,11 @@ def measure(
     check_inputs(q, k, v, feature_map.dim, causal=causal)
     generator = fresh_generator() if generator is None else generator
     dtype = compute_dtype(q)
-    q, k, v = q.detach().to(dtype), k.detach().to(dtype), None if v is None else v.detach().to(dtype)
+    q, k, v = (
+        q.detach().to(dtype),
+        k.detach().to(dtype),
+        None if v is None else v.detach().to(dtype),
+    )
     with torch.no_grad(), torch.autocast(device_type=q.device.type, enabled=False):
         maps = [copy.deepcopy(feature_map).resample_(generator) for _ in range(num_redraws)]
         per_head, trivial = _accumulate(maps, q, k, v, causal=causal)

@@ -95,7 +95,9 @@ def predict(
             bias = (weights.transpose(-1, -2) @ pulled).square().sum((-1, -2))
             squared += (variance.clamp_min(0.0) + bias).cpu()
             norms += output.square().sum((-1, -2)).cpu()
-            spread += (weights.transpose(-1, -2) @ covariance @ weights).squeeze(-1).squeeze(-1).cpu()
+            spread += (
+                (weights.transpose(-1, -2) @ covariance @ weights).squeeze(-1).squeeze(-1).cpu()
+            )
     per_head = (squared / norms).sqrt().nan_to_num(nan=torch.inf, posinf=torch.inf)
     per_head_cv2 = (spread / len(picks)).nan_to_num(nan=torch.inf, posinf=torch.inf)
     return Prediction(

@@ -4,7 +4,8 @@
 
 It exists iff the right-hand side is positive definite (equal covariances: every eigenvalue of L below
 1/2). On most heads of pretrained transformers it is not. `absolute_proposal` then raises; the catalogue
-entry clips, and says how many directions it clipped (`phi.clipped_directions`).
+entry, fitted in centred and balanced coordinates (both covariances diag(sigma)), clips, and says how
+many directions it clipped (`phi.clipped_directions`).
 
 Error:      on a pretrained encoder the clipped form is worse than averaging the values.
 Reference:  Farzam et al., DARKFormer, 2026, Theorem 3.2; math/data-aware 1.1(a).
@@ -15,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bochner.balanced import balanced_coordinates
 from bochner.feature_map import FeatureMap
 from bochner.fitting import UnfittedMap, positive_features
 from bochner.projections import Antithetic, Orthogonal
@@ -22,7 +24,6 @@ from bochner.proposals import GaussianProposal
 from bochner.request import Request
 from bochner.specification import FeatureMapSpec
 from bochner.statistics import Moments
-from bochner.transforms import Centring
 
 CLIPPED_PRECISION = 1.0 / 19.0
 """Smallest precision kept when clipping: eigenvalue 0.45 in Theorem 3.2, (1 + 0.9) / (1 - 0.9) = 19."""
@@ -68,10 +69,12 @@ def absolute_proposal(
 
 
 def fit(request: Request, queries: Tensor, keys: Tensor) -> FeatureMap:
-    """Centre, then the absolute optimum, clipped where it does not exist and counted."""
-    moments = Moments.of(queries, keys, batch_shape=request.batch_shape)
-    proposal, clipped = absolute_proposal(moments, clip=CLIPPED_PRECISION)
-    fitted = positive_features(request, proposal, Centring.fit(moments))
+    """Centre, balance, then the absolute optimum, clipped where it does not exist and counted."""
+    view = balanced_coordinates(queries, keys, request.batch_shape)
+    centre, covariance = torch.zeros_like(view.spread), torch.diag_embed(view.spread)
+    balanced = Moments(centre, centre, covariance, covariance)
+    proposal, clipped = absolute_proposal(balanced, clip=CLIPPED_PRECISION)
+    fitted = positive_features(request, proposal, view.transform)
     fitted.register_buffer("clipped_directions", clipped)
     return fitted
 

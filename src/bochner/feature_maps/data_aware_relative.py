@@ -36,7 +36,9 @@ def log10_required_num_features(spread: Tensor, relative_error: float = 1.0) -> 
     log_moment = 0.5 * torch.log1p(4.0 * spread).sum(-1)
     # log(e^x - 1) without overflow
     log_excess = log_moment + torch.log(-torch.expm1(-log_moment))
-    return (log_excess - 2.0 * torch.log(torch.tensor(relative_error))) / torch.log(torch.tensor(10.0))
+    return (log_excess - 2.0 * torch.log(torch.tensor(relative_error))) / torch.log(
+        torch.tensor(10.0)
+    )
 
 
 def fit(request: Request, queries: Tensor, keys: Tensor) -> FeatureMap:

@@ -77,5 +77,5 @@ def standard_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tenso
 
 
 def chi_norms(shape: tuple[int, ...], dim: int, generator: torch.Generator) -> Tensor:
-    """Independent chi_d lengths [*shape, 1]: norms of fresh Gaussian vectors, independent of the directions."""
+    """Independent chi_d lengths [*shape, 1]: norms of fresh Gaussian vectors."""
     return standard_normal((*shape, dim), generator).norm(dim=-1, keepdim=True)

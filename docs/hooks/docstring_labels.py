@@ -8,14 +8,16 @@ Our docstrings put the text on the line of its label and align what follows:
 Google style knows only labels that stand alone on their line, so they are rewritten for the page.
 """
 
+import ast
 import re
+from pathlib import Path
 from typing import Any
 
 from griffe import Extension, GriffeLoader, Object
 
 LABEL = re.compile(r"(?P<label>[A-Z][\w-]*(?: [a-z]+)?):(?P<text>\s+\S.*)?")
 # Sections of Google style, which griffe itself reads where they stand alone on their line.
-GOOGLE = {"Args", "Attributes", "Raises", "Returns", "Yields", "Warns", "Examples"}
+GOOGLE = {"Args", "Arguments", "Attributes", "Raises", "Returns", "Yields", "Warns", "Examples"}
 
 
 class DocstringLabels(Extension):
@@ -23,8 +25,14 @@ class DocstringLabels(Extension):
 
     def on_object(self, *, obj: Object, loader: GriffeLoader, **kwargs: Any) -> None:
         """Rewrite one docstring."""
-        if obj.docstring is not None:
-            obj.docstring.value = as_definitions(obj.docstring.value)
+        if obj.docstring is None:
+            return
+        text = obj.docstring.value
+        if obj.is_module and isinstance(obj.filepath, Path):
+            # The cleaned text has lost the indentation of a formula that stands alone below the title.
+            tree = ast.parse(obj.filepath.read_text(encoding="utf-8"))
+            text = (ast.get_docstring(tree, clean=False) or text).strip()
+        obj.docstring.value = as_definitions(text)
 
 
 def as_definitions(docstring: str) -> str:
@@ -34,7 +42,7 @@ def as_definitions(docstring: str) -> str:
     while lines:
         line = lines.pop(0)
         match = LABEL.fullmatch(line)
-        if match is None:
+        if match is None or is_sentence(match, lines):
             out.append(escape_shapes(line))
             continue
         text = (match["text"] or "").strip()
@@ -46,6 +54,13 @@ def as_definitions(docstring: str) -> str:
         else:
             out += ["", *definition(match["label"], text, dedent(block)), ""]
     return "\n".join(out)
+
+
+def is_sentence(match: re.Match[str], following: list[str]) -> bool:
+    """Whether what looks like a label only begins a sentence, which goes on without indentation."""
+    aligned = (match["text"] or "").startswith("  ")
+    goes_on = bool(following and following[0]) and not following[0].startswith(" ")
+    return not aligned and goes_on and LABEL.fullmatch(following[0]) is None
 
 
 def take_block(lines: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bochner.feature_map import FeatureMap
 from bochner.features import Features, SignedLog
 from bochner.kernels import Softmax
+from bochner.wrapped import WrappedMap
 
 
 def share_draws(a: FeatureMap, b: FeatureMap) -> bool:
@@ -252,19 +253,17 @@ class Product(Composite):
         return _product_minus_one([p.relative_covariance(x, y) for p in self.maps])
 
 
-class Scaled(FeatureMap):
+class Scaled(WrappedMap):
     """weight times what `inner` estimates; a negative weight makes the map signed, not symmetric.
 
     Raises:     ValueError for a weight that is zero or not finite.
     """
 
     def __init__(self, weight: float, inner: FeatureMap) -> None:
-        super().__init__()
+        super().__init__(inner)
         if not (math.isfinite(weight) and weight != 0.0):
             raise ValueError(f"weight={weight} must be finite and not zero.")
-        self.weight, self.inner = float(weight), inner
-        self.kernel, self.dim = inner.kernel, inner.dim
-        self.num_features, self.batch_shape = inner.num_features, inner.batch_shape
+        self.weight = float(weight)
 
     def _query(self, x: Tensor) -> Features:
         features = self.inner._query(x).scaled(0.5 * math.log(abs(self.weight)))
@@ -278,34 +277,15 @@ class Scaled(FeatureMap):
         log_abs, sign = self.inner.log_exact(x, y)
         return SignedLog(log_abs + math.log(abs(self.weight)), math.copysign(1, self.weight) * sign)
 
-    def resample_(self, generator: torch.Generator) -> Scaled:
-        """Redraw the inner map."""
-        self.inner.resample_(generator)
-        return self
-
     @property
     def positive(self) -> bool:
         """If the weight and the inner map are."""
         return self.weight > 0 and self.inner.positive
 
     @property
-    def unbiased(self) -> bool:
-        """As the inner map."""
-        return self.inner.unbiased
-
-    @property
     def symmetric(self) -> bool:
         """If the weight is positive and the inner map symmetric."""
         return self.weight > 0 and self.inner.symmetric
-
-    @property
-    def num_projections(self) -> int:
-        """As the inner map."""
-        return self.inner.num_projections
-
-    def draws(self) -> list[Tensor]:
-        """The inner map's."""
-        return self.inner.draws()
 
     def relative_variance(self, x: Tensor, y: Tensor) -> Tensor | None:
         """The inner map's: a weight changes nothing relative."""

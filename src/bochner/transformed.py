@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from bochner.feature_map import FeatureMap
 from bochner.features import Features, SignedLog
 from bochner.kernels import Gaussian
 from bochner.transforms import Transform, Transformed
+from bochner.wrapped import WrappedMap
 
 
-class TransformedFeatures(FeatureMap):
+class TransformedFeatures(WrappedMap):
     """`inner` applied to transformed points, log-factors put back: exact transforms stay exact.
 
     For the Gaussian kernel an exact transform T of exp(x.y) also moves the norms, hence the factor
@@ -20,7 +20,7 @@ class TransformedFeatures(FeatureMap):
     Error:      that of `inner` at the transformed points.
     Raises:     ValueError if the transform's output dimension is not inner.dim.
     Example:
-        >>> import bochner
+        >>> import bochner, torch
         >>> from bochner.transforms import Lengthscale
         >>> g = torch.Generator().manual_seed(0)
         >>> phi = bochner.make("trigonometric", dim=2, num_features=8, kernel="gaussian", generator=g)
@@ -31,17 +31,13 @@ class TransformedFeatures(FeatureMap):
     """
 
     def __init__(self, inner: FeatureMap, transform: Transform) -> None:
-        super().__init__()
+        super().__init__(inner)
         if transform.output_dim != inner.dim:
             raise ValueError(
                 f"transform gives dimension {transform.output_dim}; the inner map has dim={inner.dim}."
             )
-        self.inner = inner
         self.transform = transform
-        self.kernel = inner.kernel
         self.dim = transform.input_dim
-        self.num_features = inner.num_features
-        self.batch_shape = inner.batch_shape
 
     def _with_kernel(self, x: Tensor, moved: Transformed) -> Transformed:
         """The log-factor for this kernel (see the class docstring)."""
@@ -72,34 +68,10 @@ class TransformedFeatures(FeatureMap):
             log_abs = log_abs + factor_y.transpose(-1, -2)
         return SignedLog(log_abs, sign)
 
-    def resample_(self, generator: torch.Generator) -> TransformedFeatures:
-        """Redraw the inner map; the transform stays."""
-        self.inner.resample_(generator)
-        return self
-
-    @property
-    def positive(self) -> bool:
-        """As the inner map."""
-        return self.inner.positive
-
-    @property
-    def unbiased(self) -> bool:
-        """As the inner map."""
-        return self.inner.unbiased
-
     @property
     def symmetric(self) -> bool:
         """Inner map and transform both."""
         return self.inner.symmetric and self.transform.symmetric
-
-    @property
-    def num_projections(self) -> int:
-        """As the inner map."""
-        return self.inner.num_projections
-
-    def draws(self) -> list[Tensor]:
-        """The inner map's."""
-        return self.inner.draws()
 
     def relative_variance(self, x: Tensor, y: Tensor) -> Tensor | None:
         """The inner map's, at the transformed points."""

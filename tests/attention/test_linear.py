@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bochner import linear_attention
+from bochner import linear_attention, predict
 from bochner.attention.linear import BLOCK
 from bochner.attention.state import CAUSAL_BLOCK
 from tests.attention.dense import dense
@@ -134,9 +134,9 @@ def test_equal_keys_average_the_values() -> None:
 
 
 def test_many_features_give_exact_attention() -> None:
-    """One end-to-end look at the truth: 16,384 features, error below three predicted ones."""
+    """One end-to-end look at the truth: 16,384 features, error as predicted, and small."""
     phi = fitted("positive", dim=4, num_features=16_384)
     q, k, v = (normal(50, 4, seed=s, scale=0.5) for s in (1, 2, 3))
     exact = torch.softmax(q @ k.mT, dim=-1) @ v
     error = (linear_attention(phi, q, k, v) - exact).norm() / exact.norm()
-    assert error < 0.05
+    assert error < 2 * predict(phi, q, k, v).output_error < 0.2

@@ -103,7 +103,11 @@ def read(state: AttentionState, queries: Features) -> tuple[Tensor, Tensor, Tens
     weights = torch.exp(total - torch.where(torch.isinf(scale), 0.0, scale))
     if mantissa is not None:
         weights = weights * mantissa
-    return weights @ state.numerator, weights @ denominators, scale
+    return (
+        weights @ state.numerator.to(weights.dtype),
+        weights @ denominators.to(weights.dtype),
+        scale,
+    )
 
 
 def causal_block(

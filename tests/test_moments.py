@@ -152,7 +152,7 @@ def test_right_angles_against_arbitrary_precision(dim: int, oscillating: bool) -
 
 
 def chi_nodes(dim: int) -> tuple[Tensor, Tensor]:
-    """A fine grid of chi_dim norms with their probabilities."""
+    """A fine grid of chi_dim norms with their probabilities; d = 2 has a corner at 0: 2e-4."""
     w = torch.linspace(0, dim**0.5 + 9, 801, dtype=torch.float64)[1:]
     log_density = (dim - 1) * torch.log(w) - 0.5 * w.square()
     density = torch.exp(log_density - log_density.max())
@@ -182,7 +182,7 @@ def test_pairs_at_a_fixed_angle_against_the_printed_double_integral(dim: int, co
         found = coupled_pair(
             torch.tensor(phi, dtype=torch.float64), dim, angle, oscillating=False, even=False
         )
-        assert float(found) == pytest.approx(truth, rel=2e-4)
+        assert float(found) == pytest.approx(truth, rel=2e-4 if dim == 2 else 1e-7)
     assert hyp0f1(dim / 2, 0.0) == 1.0
 
 
@@ -235,7 +235,7 @@ def test_the_variance_of_a_draw(
         dim=dim,
         num_features=rows * nonlinearity.columns,
         projection=projection,
-        batch_shape=(60_000,),
+        batch_shape=(90_000,),
         generator=generator,
         dtype=torch.float64,
     )
@@ -254,7 +254,7 @@ def test_the_variance_of_a_draw(
 @pytest.mark.parametrize("projection", [Orthogonal(), Simplex()], ids=repr)
 @pytest.mark.parametrize("spread", [1.0, 1.5])
 def test_the_pair_term_does_not_depend_on_the_proposal(projection, spread: float, generator) -> None:
-    # 5.1: OPRF's pair term is PRF's for every A; sees 5 % of a variance
+    # 5.1: OPRF's pair term is PRF's for every A; sees a variance that is 15 % wrong
     dim = 2
     proposal = GaussianProposal(torch.zeros(dim), spread * torch.eye(dim))
     request = Request(

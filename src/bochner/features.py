@@ -129,8 +129,10 @@ def log_inner(queries: Features, keys: Features, *, where: Tensor | None = None)
         log_abs = torch.log(torch.where(nonzero, product, torch.ones_like(product)).abs()) + scale
         log_abs = log_abs.masked_fill(~nonzero, -math.inf)
         return SignedLog(log_abs, torch.sign(product) * nonzero)
-    # the smallest sum that no lost term can have mattered to: m * (smallest normal) is far below
-    threshold = torch.finfo(product.dtype).tiny * 1e8
+    # the smallest sum that no lost term can have mattered to: m * (smallest normal) is far below;
+    # a second derivative of the logarithm also divides by its square
+    tiny = torch.finfo(product.dtype).tiny
+    threshold = tiny ** (1 / 3) if product.requires_grad else tiny * 1e8
     solid = product > threshold
     log_abs = torch.log(torch.where(solid, product, torch.ones_like(product))) + scale
     wanted = ~solid if where is None else ~solid & where

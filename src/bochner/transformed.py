@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from bochner.feature_map import FeatureMap
@@ -59,8 +60,9 @@ class TransformedFeatures(WrappedMap):
 
     def log_exact(self, x: Tensor, y: Tensor) -> SignedLog:
         """The inner map's exact value at the transformed points, log-factors put back."""
-        new_x, factor_x = self._with_kernel(x, self.transform.queries(x))
-        new_y, factor_y = self._with_kernel(y, self.transform.keys(y))
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            new_x, factor_x = self._with_kernel(x, self.transform.queries(x))
+            new_y, factor_y = self._with_kernel(y, self.transform.keys(y))
         log_abs, sign = self.inner.log_exact(new_x, new_y)
         if factor_x is not None:
             log_abs = log_abs + factor_x

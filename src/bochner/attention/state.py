@@ -130,7 +130,7 @@ def causal_block(
         top = torch.maximum(top, past.detach())
     finite = torch.where(torch.isinf(top), 0.0, top)
     weights = scores.sign * torch.exp(scores.log_abs - finite)
-    numerator, denominator = weights @ values, weights.sum(dim=-1, keepdim=True)
+    numerator, denominator = weights @ values.to(weights.dtype), weights.sum(dim=-1, keepdim=True)
     if state.reference is not None:
         decay = torch.exp(past - finite)
         numerator = numerator + past_numerator * decay

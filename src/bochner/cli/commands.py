@@ -74,7 +74,7 @@ def list_maps(as_json: bool) -> None:
         return
     table = Table(title="feature maps", title_justify="left")
     for column in ("name", "positive", "needs data", "kernel", "what it is"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "name")
     for name, entry in specs.items():
         table.add_row(
             name,

@@ -48,11 +48,11 @@ class DataSummary:
                 f"{self.heads} heads (medians): E|q|^2 = {self.query_norm2:.1f},"
                 f" E|k|^2 = {self.key_norm2:.1f}, {self.mean_share:.0%} of it in the means;"
                 f" attention entropy {self.entropy:.2f} of {self.max_entropy:.2f} nats.",
-                "features for 100 % error of a typical kernel entry:"
+                "Features for 100 % error of a typical kernel entry:"
                 f" 10^{self.log10_features_isotropic:.1f} as they are,"
                 f" 10^{self.log10_features_centred:.1f} centred,"
                 f" 10^{self.log10_features_balanced:.1f} balanced with the best proposal.",
-                "the variance-optimal proposal of DARKFormer's Theorem 3.2 exists on"
+                "The variance-optimal proposal of DARKFormer's Theorem 3.2 exists on"
                 f" {self.absolute_exists:.0%} of the heads.",
             )
         )

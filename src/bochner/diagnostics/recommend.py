@@ -130,7 +130,7 @@ def _reasons(
     losers = [c.name for c in tried if c.output_error >= trivial]
     if losers and beats:
         reasons.append("No better than averaging the values: " + ", ".join(losers) + ".")
-    reasons.append(str(summary))
+    reasons += str(summary).splitlines()
     shares = {c.name: c.report.nonpositive_denominators.value for c in tried}
     reasons += [
         f"{name} gives denominators <= 0 on {share:.1%} of the rows."

@@ -54,7 +54,7 @@ def rich_table(table: Comparison, title: str) -> Table:
     """Attention output error by map and budget, for the terminal."""
     header, rows = rows_of(table)
     result = Table(title=title, title_justify="left")
-    result.add_column(header[0])
+    result.add_column(header[0], no_wrap=True)
     for name in header[1:]:
         result.add_column(name, justify="right")
     for row in rows:
@@ -78,7 +78,7 @@ def details_table(table: Comparison) -> Table:
         title="all metrics (medians over heads, mean over redraws)", title_justify="left"
     )
     names = ("output error", "kernel error", "row variation", "entries < 0", "denominators <= 0")
-    result.add_column("feature map")
+    result.add_column("feature map", no_wrap=True)
     for name in ("m", *names, "predicted"):
         result.add_column(name, justify="right")
     for c in table.candidates:

@@ -29,7 +29,9 @@ def exact_log_inner(a: Tensor, b: Tensor) -> float:
 
 # -- SignedLog ---------------------------------------------------------------------------------------
 def test_signed_log_values() -> None:
-    log = SignedLog(torch.tensor([0.0, -math.inf, 2.0, 1000.0]), torch.tensor([-1.0, 0.0, 1.0, 1.0]))
+    log = SignedLog(
+        torch.tensor([0.0, -math.inf, 2.0, 1000.0]), torch.tensor([-1.0, 0.0, 1.0, 1.0])
+    )
     values = log.value().tolist()
     assert values[:2] == [-1.0, 0.0]
     assert values[2] == pytest.approx(math.exp(2))

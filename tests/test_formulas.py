@@ -107,9 +107,7 @@ def test_exact_points(generator) -> None:
 
 @pytest.mark.parametrize("theta", [0.1, 1.0, 2.5])
 def test_trigonometric_mirrors_hyperbolic(theta: float) -> None:
-    trig, hyp = (
-        make(kind, dim=DIM, num_features=8, projection="iid") for kind in KINDS[:0:-1]
-    )
+    trig, hyp = (make(kind, dim=DIM, num_features=8, projection="iid") for kind in KINDS[:0:-1])
     for r in (0.5, 1.5):
         mirrored = relvar(hyp, *pair(DIM, r, math.pi - theta))
         assert relvar(trig, *pair(DIM, r, theta)) == pytest.approx(mirrored, rel=1e-9)
@@ -253,7 +251,9 @@ def test_antithetic_pairs_pay_exactly_where_the_notes_say(phi: float) -> None:
     proposal = isotropic_proposal(torch.tensor(phi), DIM)
     iid, pairs = (
         relvar(
-            RandomFeatures(Request(dim=DIM, num_features=2, projection=p), Positive(), proposal), x, x
+            RandomFeatures(Request(dim=DIM, num_features=2, projection=p), Positive(), proposal),
+            x,
+            x,
         )
         for p in (IID(), Antithetic(IID()))
     )
@@ -653,9 +653,7 @@ def test_centring_is_a_shift_of_the_proposal_mean(generator) -> None:
     assert torch.allclose(left, right, rtol=1e-11)
     whole = TransformedFeatures(centred, Centring(mq, mk))
     assert torch.allclose(whole.estimate(q, k), shifted.estimate(q, k), rtol=1e-11)
-    assert torch.allclose(
-        whole.relative_variance(q, k), shifted.relative_variance(q, k), rtol=1e-9
-    )
+    assert torch.allclose(whole.relative_variance(q, k), shifted.relative_variance(q, k), rtol=1e-9)
 
 
 def test_balancing_gives_both_sides_the_same_diagonal(generator) -> None:

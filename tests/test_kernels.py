@@ -13,9 +13,7 @@ from tests.naive import dot
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    n=st.integers(1, 4), m=st.integers(1, 4), dim=st.integers(1, 5), seed=st.integers(0, 2**31)
-)
+@given(n=st.integers(1, 4), m=st.integers(1, 4), dim=st.integers(1, 5), seed=st.integers(0, 2**31))
 def test_against_a_loop(n: int, m: int, dim: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(2, n, dim, generator=g, dtype=torch.float64)

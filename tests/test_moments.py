@@ -105,9 +105,7 @@ def test_rho_and_c() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_proposal_too_narrow_has_infinite_variance(kind: str) -> None:
     proposal = GaussianProposal(torch.zeros(2), torch.diag(torch.tensor([1.0, 0.5])))
-    phi = RandomFeatures(
-        Request(dim=2, num_features=4), KINDS[kind], proposal
-    )
+    phi = RandomFeatures(Request(dim=2, num_features=4), KINDS[kind], proposal)
     x = torch.zeros(1, 2)
     assert float(phi.relative_variance(x, x)) == math.inf
     assert float(phi.relative_covariance(x, x)) == math.inf
@@ -132,7 +130,9 @@ def test_pairs_and_grid_are_one_formula(
         for j in range(2):
             a = (x[i] - y[j] if oscillating else x[i] + y[j]).unsqueeze(0)
             slow = log_cross_moment(a, a, rho, oscillating=oscillating, even=even)
-            assert float(fast[i, j]) == pytest.approx(float(slow), rel=1e-9, abs=1e-9 * (1 + size**2))
+            assert float(fast[i, j]) == pytest.approx(
+                float(slow), rel=1e-9, abs=1e-9 * (1 + size**2)
+            )
 
 
 # -- coupled pairs ---------------------------------------------------------------------------------
@@ -142,7 +142,11 @@ def test_right_angles_against_arbitrary_precision(dim: int, oscillating: bool) -
     # e^-phi 1F1(d; d/2; phi/2), phi -> -Delta; the error counts beside E2 = e^phi or cosh(Delta)
     for phi in (0.0, 1e-6, 0.01, 1.0, 8.0, 64.0, 300.0):
         found = coupled_pair(
-            torch.tensor(phi, dtype=torch.float64), dim, 0.0, oscillating=oscillating, even=oscillating
+            torch.tensor(phi, dtype=torch.float64),
+            dim,
+            0.0,
+            oscillating=oscillating,
+            even=oscillating,
         )
         with mpmath.workdps(60):
             s = mpmath.mpf(-phi if oscillating else phi)
@@ -170,7 +174,9 @@ def test_pairs_at_a_fixed_angle_against_the_printed_double_integral(dim: int, co
     from scipy.special import gammaln, ive
 
     for phi in (0.3, 2.0, 6.0):
-        t = (phi * squares.clamp_min(1e-300) / 4).sqrt()  # 0F1(;b;t^2) = Gamma(b) I_{b-1}(2t) t^{1-b}
+        t = (
+            phi * squares.clamp_min(1e-300) / 4
+        ).sqrt()  # 0F1(;b;t^2) = Gamma(b) I_{b-1}(2t) t^{1-b}
         log_0f1 = (
             torch.log(torch.from_numpy(ive(dim / 2 - 1, (2 * t).numpy())))
             + 2 * t
@@ -253,7 +259,9 @@ def test_the_variance_of_a_draw(
 
 @pytest.mark.parametrize("projection", [Orthogonal(), Simplex()], ids=repr)
 @pytest.mark.parametrize("spread", [1.0, 1.5])
-def test_the_pair_term_does_not_depend_on_the_proposal(projection, spread: float, generator) -> None:
+def test_the_pair_term_does_not_depend_on_the_proposal(
+    projection, spread: float, generator
+) -> None:
     # 5.1: OPRF's pair term is PRF's for every A; sees a variance that is 15 % wrong
     dim = 2
     proposal = GaussianProposal(torch.zeros(dim), spread * torch.eye(dim))

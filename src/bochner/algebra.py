@@ -38,6 +38,8 @@ def _same_draw(s: Tensor, t: Tensor) -> bool:
     first, other = (u.detach().reshape(-1, *u.shape[-2:])[0, :count].double() for u in (s, t))
     if count * (dim - 1) < 3:  # too few angles: parallel by chance
         return torch.equal(first, other)
+    if bool((first[0].abs().sort().values.diff() == 0).any()):  # so are rows of random signs
+        return False
     return bool((torch.cosine_similarity(first, other.to(first.device), dim=-1) > 1 - 1e-6).all())
 
 

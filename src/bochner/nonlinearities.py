@@ -117,4 +117,4 @@ class Trigonometric(Nonlinearity):
             weight = torch.exp(log_weight - shift)
             values = values * torch.cat((weight, weight), dim=-1).unsqueeze(-2)
             log_scale = log_scale + shift.unsqueeze(-2)
-        return Features(values, log_scale)
+        return Features(values, log_scale.expand(*values.shape[:-1], 1))

@@ -128,3 +128,31 @@ def test_bad_usage_is_one_clear_line_and_exit_code_2(
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_check_prints_the_report_of_each_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    import bochner.testing
+
+    seen = []
+
+    def pass_it(spec: object, *, kernel: str) -> str:
+        seen.append((spec.name, kernel))  # type: ignore[attr-defined]
+        return "all of it"
+
+    monkeypatch.setattr(bochner.testing, "check_feature_map", pass_it)
+    result = run("check", "gerf")
+    assert result.exit_code == 0
+    assert seen == [("gerf", "softmax"), ("gerf", "gaussian")]
+    assert "all of it" in result.output
+
+
+def test_check_exits_1_if_a_map_breaks_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    import bochner.testing
+
+    def reject(spec: object, *, kernel: str) -> None:
+        raise bochner.testing.ContractError("unbiased", "the estimate is off")
+
+    monkeypatch.setattr(bochner.testing, "check_feature_map", reject)
+    result = run("check", "gerf")
+    assert result.exit_code == 1
+    assert "FAILED gerf" in result.output

@@ -72,9 +72,7 @@ def test_the_global_generator_is_left_alone(projection, generator) -> None:
 @ALL
 def test_batch_elements_are_different_draws(projection, generator) -> None:
     omega = projection.draw(4, 3, generator=generator, batch_shape=(5,))
-    assert all(
-        not torch.equal(omega[i], omega[j]) for i in range(5) for j in range(i + 1, 5)
-    )
+    assert all(not torch.equal(omega[i], omega[j]) for i in range(5) for j in range(i + 1, 5))
 
 
 @ALL

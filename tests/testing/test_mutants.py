@@ -79,7 +79,9 @@ class FixedNorms(Projection):
         self, shape: tuple[int, ...], num_projections: int, dim: int, generator: torch.Generator
     ) -> Tensor:
         blocks = -(-num_projections // dim)
-        return dim**0.5 * blocks_of(haar_orthogonal((*shape, blocks), dim, generator), num_projections)
+        return dim**0.5 * blocks_of(
+            haar_orthogonal((*shape, blocks), dim, generator), num_projections
+        )
 
 
 def test_qr_without_the_sign_fix() -> None:
@@ -113,7 +115,9 @@ class WrongNorm(Nonlinearity):
     even = property(lambda self: self.inner.even)
     oscillating = property(lambda self: self.inner.oscillating)
 
-    def features(self, projected: Tensor, half_norms: Tensor, log_weight: Tensor | None) -> Features:
+    def features(
+        self, projected: Tensor, half_norms: Tensor, log_weight: Tensor | None
+    ) -> Features:
         return self.inner.features(projected, 1.02 * half_norms, log_weight)
 
 
@@ -123,7 +127,9 @@ class WithEps(Positive):
 
     eps: float = 1e-6
 
-    def features(self, projected: Tensor, half_norms: Tensor, log_weight: Tensor | None) -> Features:
+    def features(
+        self, projected: Tensor, half_norms: Tensor, log_weight: Tensor | None
+    ) -> Features:
         count = projected.shape[-1]
         raw = torch.exp(projected - half_norms) + self.eps
         return Features.from_logs(torch.log(raw / count**0.5))

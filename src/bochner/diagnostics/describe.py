@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bochner.balanced import balanced_coordinates
+from bochner.diagnostics.interval import median
 from bochner.diagnostics.exact import check_inputs, exact_logs, row_blocks
 from bochner.feature_maps.data_aware_absolute import absolute_precision
 from bochner.feature_maps.data_aware_relative import log10_required_num_features
@@ -94,13 +95,13 @@ def describe(q: Tensor, k: Tensor, *, batch_shape: tuple[int, ...] | None = None
     total = centred + means[0] + means[1]
     return DataSummary(
         heads=math.prod(batch_shape),
-        query_norm2=float((traces[0] + means[0]).median()),
-        key_norm2=float((traces[1] + means[1]).median()),
-        mean_share=float(((means[0] + means[1]) / total.clamp_min(1e-300)).median()),
-        entropy=float((entropy / q.shape[-2]).median()),
+        query_norm2=float(median((traces[0] + means[0]).flatten())),
+        key_norm2=float(median((traces[1] + means[1]).flatten())),
+        mean_share=float(median(((means[0] + means[1]) / total.clamp_min(1e-300)).flatten())),
+        entropy=float(median((entropy / q.shape[-2]).flatten())),
         max_entropy=math.log(k.shape[-2]),
-        log10_features_isotropic=float((centred + shift).median()) / math.log(10.0),
-        log10_features_centred=float(centred.median()) / math.log(10.0),
-        log10_features_balanced=float(log10_required_num_features(spread).median()),
+        log10_features_isotropic=float(median((centred + shift).flatten())) / math.log(10.0),
+        log10_features_centred=float(median(centred.flatten())) / math.log(10.0),
+        log10_features_balanced=float(median(log10_required_num_features(spread).flatten())),
         absolute_exists=float(exists.double().mean()),
     )

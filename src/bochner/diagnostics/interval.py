@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import scipy.stats
+import torch
 from torch import Tensor
+
+
+def median(values: Tensor) -> Tensor:
+    """Median over the last dimension; of an even number the mean of the middle two.
+
+    (torch.median takes the lower one: of two heads, the better.)
+
+    Example:
+        >>> float(median(torch.tensor([1.0, 4.0, 2.0, 9.0])))
+        3.0
+    """
+    ordered, count = values.sort(dim=-1).values, values.shape[-1]
+    middle = 0.5 * (ordered[..., (count - 1) // 2] + ordered[..., count // 2])
+    return torch.where(values.isnan().any(dim=-1), torch.nan, middle)
 
 
 @dataclass(frozen=True)
 class Interval:
     """Mean over independent redraws, with a Student-t confidence interval for it.
 
-    One redraw gives no interval: low = high = value and redraws = 1 says so.
+    One redraw gives no interval: low = high = value and redraws = 1 says so. An infinite redraw makes
+    value and high infinite; low is then the smallest redraw.
 
     Example:
         >>> import torch
@@ -33,6 +50,8 @@ class Interval:
         mean = float(samples.double().mean())
         if count < 2:
             return cls(mean, mean, mean, count, level)
+        if not math.isfinite(mean):
+            return cls(mean, float(samples.min()), mean, count, level)
         stderr = float(samples.double().std()) / count**0.5
         half = float(scipy.stats.t.ppf(0.5 + level / 2, count - 1)) * stderr
         return cls(mean, mean - half, mean + half, count, level)

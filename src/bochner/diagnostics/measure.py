@@ -20,7 +20,7 @@ from bochner.diagnostics.exact import (
     row_blocks,
     visible_keys,
 )
-from bochner.diagnostics.interval import Interval
+from bochner.diagnostics.interval import Interval, median
 from bochner.feature_map import FeatureMap, compute_dtype
 from bochner.features import log_inner
 from bochner.kernels import Kernel
@@ -122,21 +122,21 @@ def measure(
         maps = [copy.deepcopy(feature_map).resample_(generator) for _ in range(num_redraws)]
         per_head, trivial = _accumulate(maps, q, k, v, causal=causal)
 
-    def median(name: str) -> Interval:
-        return Interval.over(per_head[name].reshape(num_redraws, -1).median(dim=1).values)
+    def typical(name: str) -> Interval:
+        return Interval.over(median(per_head[name].reshape(num_redraws, -1)))
 
     def mean(name: str) -> Interval:
         return Interval.over(per_head[name].reshape(num_redraws, -1).mean(dim=1))
 
     return ErrorReport(
         num_features=feature_map.num_features,
-        kernel_error=median("kernel"),
-        output_error=None if v is None else median("output"),
-        row_variation=median("variation"),
+        kernel_error=typical("kernel"),
+        output_error=None if v is None else typical("output"),
+        row_variation=typical("variation"),
         negative_entries=mean("negative_entries"),
         nonpositive_denominators=mean("nonpositive_denominators"),
-        trivial_output_error=None if v is None else float(trivial["output"].median()),
-        trivial_row_variation=float(trivial["variation"].median()),
+        trivial_output_error=None if v is None else float(median(trivial["output"].flatten())),
+        trivial_row_variation=float(median(trivial["variation"].flatten())),
         per_head=per_head,
     )
 
@@ -185,10 +185,10 @@ def _accumulate(
     exact, uniform = _Totals(heads), _Totals(heads)
     entries = 0
     for block in kept or make_blocks():
-        seen = torch.ones_like(block.attention) if block.visible is None else block.visible.float()
+        seen = torch.ones_like(block.attention) if block.visible is None else block.visible.to(q.dtype)
         entries += int(seen.sum() / math.prod(heads)) if block.visible is None else int(seen.sum())
         exact.add("kernel", block.kernel.square())
-        flat = (seen / seen.sum(-1, keepdim=True)).expand_as(block.attention).to(q.dtype)
+        flat = (seen / seen.sum(-1, keepdim=True)).expand_as(block.attention)
         _compare(uniform, flat, block, v)
         if block.output is not None:
             exact.add("output", block.output.square())

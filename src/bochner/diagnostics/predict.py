@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bochner.diagnostics.exact import check_inputs
+from bochner.diagnostics.interval import median
 from bochner.feature_map import FeatureMap
 from bochner.validation import check_count
 
@@ -53,7 +54,8 @@ def predict(
         Cov(o^) = sum_jj' w_j w_j' c_jj' (v_j - o)(v_j' - o)^T,
         bias(o^) = - sum_jj' w_j w_j' c_jj' (v_j - o)
 
-    summed as |bias|^2 + tr Cov over a few evenly spaced queries.
+    summed as |bias|^2 + tr Cov over a few evenly spaced queries. A map whose own kernel is another
+    one (trained, or an expression) has w, o from its own, and the difference joins the bias.
 
     Shapes:     q [*heads, n, d], k [*heads, n', d], v [*heads, n', dv].
     Arguments:  num_queries: how many queries are looked at.
@@ -87,19 +89,24 @@ def predict(
             if covariance is None:
                 return None
             covariance = covariance.squeeze(-3)
-            weights = torch.softmax(feature_map.kernel.log(query, keys), dim=-1).transpose(-1, -2)
+            exact = torch.softmax(feature_map.kernel.log(query, keys), dim=-1) @ values
+            log_abs, sign = feature_map.log_exact(query, keys)
+            weights = sign * torch.exp(log_abs - log_abs.amax(-1, keepdim=True))
+            weights = (weights / weights.sum(-1, keepdim=True)).transpose(-1, -2)
             output = weights.transpose(-1, -2) @ values
             offsets = weights * (values - output)  # [*heads, n', dv]
             pulled = covariance @ offsets
             variance = (offsets * pulled).sum((-1, -2))
-            bias = (weights.transpose(-1, -2) @ pulled).square().sum((-1, -2))
-            squared += (variance.clamp_min(0.0) + bias).cpu()
-            norms += output.square().sum((-1, -2)).cpu()
-            spread += (
-                (weights.transpose(-1, -2) @ covariance @ weights).squeeze(-1).squeeze(-1).cpu()
-            )
+            bias = output - exact - weights.transpose(-1, -2) @ pulled
+            squared = squared + (variance.clamp_min(0.0) + bias.square().sum((-1, -2))).cpu()
+            norms = norms + exact.square().sum((-1, -2)).cpu()
+            cv2 = weights.transpose(-1, -2) @ covariance @ weights
+            spread = spread + cv2.squeeze(-1).squeeze(-1).cpu()
     per_head = (squared / norms).sqrt().nan_to_num(nan=torch.inf, posinf=torch.inf)
     per_head_cv2 = (spread / len(picks)).nan_to_num(nan=torch.inf, posinf=torch.inf)
     return Prediction(
-        float(per_head.median()), float(per_head_cv2.median()), per_head, per_head_cv2
+        float(median(per_head.flatten())),
+        float(median(per_head_cv2.flatten())),
+        per_head,
+        per_head_cv2,
     )

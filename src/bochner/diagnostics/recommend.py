@@ -63,7 +63,7 @@ def recommend(
         >>> g = torch.Generator().manual_seed(0)
         >>> q, k, v = (0.5 * torch.randn(2, 64, 8, generator=g) for _ in range(3))
         >>> k = k + 1.0                                       # keys with a mean, as in real heads
-        >>> rec = recommend(3 * q, k, v, 64, candidates=["positive", "data-aware"], generator=g)
+        >>> rec = recommend(3 * q, k, v, 128, candidates=["positive", "data-aware"], generator=g)
         >>> rec.choice
         'data-aware'
     """

@@ -1,6 +1,6 @@
 """The contract that every feature map passes, for third parties too; needs no test framework.
 
-    check_feature_map(SPEC)      returns a ContractReport, or raises ContractError naming the property
+check_feature_map(SPEC)      returns a ContractReport, or raises ContractError naming the property
 """
 
 from bochner.testing.contract import check_feature_map

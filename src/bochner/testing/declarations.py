@@ -74,14 +74,13 @@ def _sizes(subject: Subject, dim: int) -> str | None:
             for points_in in (p, p.expand(*batch, *p.shape), p.expand(2, *batch, *p.shape)):
                 features = function(points_in)
                 lead = torch.broadcast_shapes(tuple(points_in.shape[:-2]), batch)
-                shapes = (tuple(features.values.shape), tuple(features.log_scale.shape))
-                scale = torch.broadcast_shapes(shapes[1], (*lead, len(p), 1))
+                expected = ((*lead, len(p), budget), (*lead, len(p), 1))
+                found = (tuple(features.values.shape), tuple(features.log_scale.shape))
                 _require(
-                    shapes[0] == (*lead, len(p), budget) and scale == (*lead, len(p), 1),
-                    "num_features" if shapes[0][-1] != budget else "batch_shape",
+                    found == expected,
+                    "num_features" if found[0][-1] != budget else "batch_shape",
                     f"{subject}: {side}({list(points_in.shape)}) with batch_shape={batch} gives values"
-                    f" {list(shapes[0])} and log_scale {list(shapes[1])}; expected"
-                    f" {[*lead, len(p), budget]} and {[*lead, len(p), 1]}.",
+                    f" and log_scale of shapes {found}; expected {expected}.",
                 )
     if phi.draws() and dim > 1:  # in one dimension an even map of ±sqrt(d) has no randomness
         estimates = phi.estimate(x, y).flatten(0, -3)
@@ -134,7 +133,9 @@ def _positive(subject: Subject, dim: int) -> str | None:
         return None
     lowest = min(float(f.materialise().min()) for f in (phi.query(x), phi.key(y)))
     lowest = min(lowest, float(phi.estimate(x, y).min()))
-    _require(lowest > 0, "positive", f"{subject} declares positive; a feature or estimate is {lowest}.")
+    _require(
+        lowest > 0, "positive", f"{subject} declares positive; a feature or estimate is {lowest}."
+    )
     log_values = (phi.query(x).log_values, phi.key(y).log_values)
     _require(
         None not in log_values,
@@ -152,7 +153,9 @@ def _symmetric(subject: Subject, dim: int) -> str | None:
         return None
     x, _ = _points(dim)
     gap = float((phi.query(x).materialise() - phi.key(x).materialise()).abs().max())
-    _require(gap <= 1e-12, "symmetric", f"{subject} declares symmetric; query and key differ by {gap}.")
+    _require(
+        gap <= 1e-12, "symmetric", f"{subject} declares symmetric; query and key differ by {gap}."
+    )
     return None
 
 
@@ -364,7 +367,8 @@ def _must_raise(
         return
     except Exception as error:
         raise ContractError(
-            "errors", f"{subject}: {what} raises {type(error).__name__}; expected {expected.__name__}."
+            "errors",
+            f"{subject}: {what} raises {type(error).__name__}; expected {expected.__name__}.",
         ) from error
     raise ContractError("errors", f"{subject}: {what} is accepted; expected {expected.__name__}.")
 

@@ -51,7 +51,9 @@ def check_estimates(subject: Subject, plan: Plan) -> tuple[list[Comparison], lis
         samples = replicate(subject, plan, dim, pairs)
         single = subject.build(dim, plan.num_features)
         comparisons += _unbiased(subject, plan, dim, pairs, samples, single.unbiased)
-        found, reason = _variances(subject, dim, pairs, samples, single.relative_variance(pairs.x, pairs.y))
+        found, reason = _variances(
+            subject, dim, pairs, samples, single.relative_variance(pairs.x, pairs.y)
+        )
         comparisons += found
         skipped += reason
         found, reason = _covariances(

@@ -35,8 +35,10 @@ class Comparison:
         value, excess = self.deviation.value, abs(self.deviation.value) - self.tolerance
         if self.tolerance and excess <= 0:
             return 0.0
-        return self.deviation.z if not self.tolerance else (
-            excess / self.deviation.stderr * (1 if value > 0 else -1)
+        return (
+            self.deviation.z
+            if not self.tolerance
+            else (excess / self.deviation.stderr * (1 if value > 0 else -1))
         )
 
     @property

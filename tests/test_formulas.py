@@ -344,9 +344,9 @@ def test_sderf_second_moment_and_optimum(generator) -> None:
         return float(log_e2(r, values.sqrt()))
 
     for factor in (0.9, 0.99, 1.01, 1.1):
-        for l in range(DIM):
+        for axis in range(DIM):
             moved = rho.clone()
-            moved[l] *= factor
+            moved[axis] *= factor
             assert mean_log(moved) > mean_log(rho)
 
 

@@ -235,13 +235,13 @@ def test_no_nan_where_the_variance_overflows(kind: str, projection: str) -> None
 def test_the_variance_of_a_draw(
     kind: str, projection: Projection, dim: int, rows: int, generator
 ) -> None:
-    # sees a formula that is 12 % wrong, and always one that leaves the coupling out
+    # sees a formula that is 15 % wrong, and always one that leaves the coupling out
     nonlinearity: Nonlinearity = KINDS[kind]
     request = Request(
         dim=dim,
         num_features=rows * nonlinearity.columns,
         projection=projection,
-        batch_shape=(90_000,),
+        batch_shape=(130_000,),
         generator=generator,
         dtype=torch.float64,
     )
@@ -254,7 +254,7 @@ def test_the_variance_of_a_draw(
     phi.projection = IID() if projection.antithetic_base is None else Antithetic(IID())
     uncoupled = float(phi.relative_variance(x, y).flatten()[0])
     coupling = abs(math.log(declared / uncoupled))
-    variance_is(ratio, declared, see=coupling if coupling > 0.01 else 0.12)
+    variance_is(ratio, declared, see=coupling if coupling > 0.01 else 0.15)
 
 
 @pytest.mark.parametrize("projection", [Orthogonal(), Simplex()], ids=repr)

@@ -168,7 +168,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             patched.setattr(import_module("bochner.diagnostics.measure"), "_KEPT_ELEMENTS", 0)
             blocks = measure(phi, q, k, v, causal=causal, generator=seeded(1)).per_head
         for metric, value in whole.items():
-            torch.testing.assert_close(blocks[metric], value, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(blocks[metric], value, rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

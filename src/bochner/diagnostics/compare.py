@@ -67,6 +67,7 @@ class Data:
 
         Raises:     ValueError for shapes, NaN, or fewer than 4 positions to split.
         """
+        check_points("v", v, last_dimension(v))
         check_inputs(q, k, v, last_dimension(q), causal=False)
         heads = tuple(q.shape[:-2])
         if calibration is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from bochner.diagnostics.exact import check_inputs
 from bochner.diagnostics.interval import median
 from bochner.feature_map import FeatureMap
-from bochner.validation import check_count
+from bochner.validation import check_count, check_points, last_dimension
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def predict(
         True
     """
     check_count("num_queries", num_queries)
+    check_points("v", v, last_dimension(v))
     check_inputs(q, k, v, feature_map.dim, causal=False)
     picks = torch.linspace(0, q.shape[-2] - 1, min(num_queries, q.shape[-2])).round().long()
     keys, values = k.double(), v.double()

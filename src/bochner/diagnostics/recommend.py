@@ -16,8 +16,9 @@ from bochner.feature_map import FeatureMap
 class Recommendation:
     """The choice, its table (best first), and the reasons.
 
-    choice:         name of the map with the lowest measured output error; None if no map beats
-                    averaging the values (`candidates[0]` is still the least bad one).
+    choice:         name of the map with the lowest measured output error among those whose whole
+                    interval lies below averaging the values; None if there is none (`candidates[0]`
+                    is still the least bad one).
     feature_map:    that map, fitted and ready; None with choice None.
     skipped:        name -> why it could not be tried.
     """
@@ -81,26 +82,36 @@ def choose(table: Comparison, data: Data, num_features: int) -> Recommendation:
     tried = table.at(num_features)
     if not tried:
         raise ValueError(f"the comparison has no row with num_features={num_features}.")
-    beats = bool(tried[0].report.beats_trivial)
+    chosen = next((c for c in tried if c.report.beats_trivial), None)
     summary = describe(data.q, data.k, batch_shape=data.batch_shape)
     return Recommendation(
-        choice=tried[0].name if beats else None,
-        feature_map=tried[0].feature_map if beats else None,
+        choice=None if chosen is None else chosen.name,
+        feature_map=None if chosen is None else chosen.feature_map,
         candidates=tried,
         skipped=table.skipped,
         summary=summary,
         trivial_output_error=table.trivial_output_error,
-        reasons=_reasons(tried, table.trivial_output_error, summary, num_features, beats=beats),
+        reasons=_reasons(tried, chosen, table.trivial_output_error, summary, num_features),
     )
 
 
 def _reasons(
-    tried: list[Candidate], trivial: float, summary: DataSummary, num_features: int, *, beats: bool
+    tried: list[Candidate],
+    chosen: Candidate | None,
+    trivial: float,
+    summary: DataSummary,
+    num_features: int,
 ) -> list[str]:
     """Sentences that rest on measured numbers only."""
     best = tried[0]
     reasons = []
-    if beats:
+    if chosen is not None and chosen is not best:
+        reasons.append(
+            f"{chosen.name} is the best that is shown to beat averaging the values ({trivial:.3f}) at"
+            f" {num_features} features: {chosen.report.output_error}. {best.name} measures"
+            f" {best.report.output_error}, an interval that reaches above it."
+        )
+    elif chosen is not None:
         reasons.append(
             f"{best.name} has the lowest attention output error at {num_features} features:"
             f" {best.report.output_error}, against {trivial:.3f} for averaging the values."
@@ -128,7 +139,7 @@ def _reasons(
                 " the two is not certain."
             )
     losers = [c.name for c in tried if c.output_error >= trivial]
-    if losers and beats:
+    if losers and chosen is not None:
         reasons.append("No better than averaging the values: " + ", ".join(losers) + ".")
     reasons += str(summary).splitlines()
     shares = {c.name: c.report.nonpositive_denominators.value for c in tried}

@@ -51,7 +51,7 @@ def check_feature_map(
         name=chosen.name,
         projection=repr(drawn),
         kernel=subject.kernel.name,
-        num_features=(subject.budget(plan.num_features),),
+        num_features=subject.budget(plan.num_features),
         replicates=plan.replicates,
         comparisons=tuple(comparisons),
         checked=(*checked, *dict.fromkeys(c.failing for c in comparisons)),

@@ -71,7 +71,7 @@ class ContractReport:
     name: str
     projection: str
     kernel: str
-    num_features: tuple[int, ...]
+    num_features: int
     replicates: int
     comparisons: tuple[Comparison, ...]
     checked: tuple[str, ...]
@@ -99,7 +99,7 @@ class ContractReport:
     def __str__(self) -> str:
         head = (
             f"{self.name} with {self.projection}, {self.kernel} kernel: contract kept;"
-            f" {self.replicates} replicates, m={list(self.num_features)},"
+            f" {self.replicates} replicates, m={self.num_features},"
             f" a bias of {100 * self.smallest_bias:.1f} % would have been seen"
         )
         lines = [f"  {c}" for c in self.comparisons]

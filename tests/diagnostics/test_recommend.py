@@ -1,0 +1,183 @@
+"""The choice, and what is said about it."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import bochner
+from bochner import UnknownNameError, recommend
+from bochner.diagnostics import Interval, compare, measure
+from bochner.diagnostics.compare import Candidate, Comparison, Data
+from bochner.diagnostics.recommend import choose
+from tests.maps import normal, seeded
+
+
+def _anisotropic(heads: int = 2, length: int = 160, dim: int = 16) -> tuple[Tensor, ...]:
+    """Queries and keys as in real heads: a few directions carry the energy, means far from zero."""
+    spread = torch.logspace(0.4, -1.2, dim)
+    q, k = (
+        normal(heads, length, dim, seed=s, dtype=torch.float32) * spread
+        + 1.5 * normal(heads, 1, dim, seed=s + 1, dtype=torch.float32)
+        for s in (1, 3)
+    )
+    return q, k, normal(heads, length, 8, seed=5, dtype=torch.float32)
+
+
+def test_data_aware_wins_on_anisotropic_data_with_means() -> None:
+    q, k, v = _anisotropic()
+    choice = recommend(q, k, v, 64, generator=seeded(0))
+    assert choice.choice == "data-aware"
+    errors = {c.name: c.output_error for c in choice.candidates}
+    assert errors["data-aware"] < 0.8 * errors["positive"]
+    assert errors["data-aware"] < choice.trivial_output_error < errors["positive"]
+    assert choice.reasons[0].startswith("data-aware has the lowest attention output error at 64")
+    assert f"against {choice.trivial_output_error:.3f} for averaging the values" in choice.reasons[0]
+    losers = next(r for r in choice.reasons if r.startswith("No better than averaging the values"))
+    assert "positive" in losers
+    assert choice.feature_map.batch_shape == (2,)
+    assert choice.feature_map.num_features == 64
+    assert choice.feature_map.estimate(q, k).shape == (2, 160, 160)
+
+
+def test_says_so_when_nothing_beats_averaging() -> None:
+    """Isotropic, large norms: every estimator is worse than the mean of the values."""
+    q, k, v = (normal(2, 80, 32, seed=s, scale=1.5, dtype=torch.float32) for s in (1, 2, 3))
+    choice = recommend(q, k, v, 32, generator=seeded(0))
+    assert choice.choice is None
+    assert choice.feature_map is None
+    assert choice.reasons[0].startswith("Nothing ")
+    assert f"averaging the values ({choice.trivial_output_error:.3f}) at 32" in choice.reasons[0]
+    assert not any(c.report.beats_trivial for c in choice.candidates)
+    assert str(choice).startswith("choice: None")
+
+
+def test_the_table_is_sorted_and_complete() -> None:
+    q, k, v = _anisotropic(heads=1, length=60)
+    choice = recommend(q, k, v, 16, num_redraws=2, generator=seeded(0))
+    errors = [c.output_error for c in choice.candidates]
+    assert errors == sorted(errors)
+    names = {name for name, s in bochner.specs().items() if not s.changes_kernel}
+    assert {c.name for c in choice.candidates} == names
+    assert not choice.skipped
+    text = str(choice)
+    for name in (*names, "(averaging the values)"):
+        assert name in text
+    assert all(reason in text for reason in choice.reasons)
+
+
+def test_maps_that_cannot_be_tried_are_listed_with_the_reason() -> None:
+    q, k, v = _anisotropic(heads=1, length=60)
+    choice = recommend(q, k, v, 15, num_redraws=2, generator=seeded(0))
+    assert "trigonometric, num_features=15" in choice.skipped
+    assert "must be a multiple of 2" in choice.skipped["trigonometric, num_features=15"]
+    assert "must be even for antithetic pairs" in choice.skipped["data-aware, num_features=15"]
+    assert {c.name for c in choice.candidates} == {"positive", "gerf", "sderf", "aderf"}
+    with pytest.raises(ValueError, match="no feature map could be tried: .*multiple of 2"):
+        recommend(q, k, v, 15, candidates=["trigonometric"])
+
+
+def test_candidates_may_name_a_projection() -> None:
+    q, k, v = _anisotropic(heads=1, length=60)
+    choice = recommend(
+        q, k, v, 16, candidates=["positive@iid", "positive", "dark"], num_redraws=2
+    )
+    maps = {c.name: c.feature_map for c in choice.candidates}
+    assert set(maps) == {"positive@iid", "positive", "dark"}
+    assert repr(maps["positive@iid"].projection) == "IID()"
+    assert repr(maps["positive"].projection) == "Orthogonal()"
+
+
+def test_unknown_names_fail_before_any_work() -> None:
+    q, k, v = _anisotropic(heads=1, length=60)
+    with pytest.raises(UnknownNameError, match="unknown feature map 'postive'; did you mean 'positive'"):
+        recommend(q, k, v, 16, candidates=["positive", "postive"])
+    with pytest.raises(UnknownNameError, match="unknown projection 'idd'; did you mean 'iid'"):
+        recommend(q, k, v, 16, candidates=["positive@idd"])
+
+
+def test_fits_on_even_positions_and_measures_on_odd_ones() -> None:
+    """No map is measured on what it was fitted to."""
+    q, k, v = _anisotropic(heads=1, length=60)
+    implicit = recommend(q, k, v, 16, num_redraws=2, generator=seeded(0))
+    odd = [x[..., 1::2, :] for x in (q, k, v)]
+    explicit = recommend(
+        *odd,
+        16,
+        calibration=(q[..., ::2, :], k[..., ::2, :]),
+        num_redraws=2,
+        generator=seeded(0),
+    )
+    assert [c.output_error for c in implicit.candidates] == [
+        c.output_error for c in explicit.candidates
+    ]
+    other = recommend(
+        *odd, 16, calibration=(q + 5.0, k), num_redraws=2, generator=seeded(0)
+    )
+    assert other.candidates[0].output_error != explicit.candidates[0].output_error
+
+
+def test_data_are_not_changed() -> None:
+    q, k, v = _anisotropic(heads=1, length=60)
+    kept = [x.clone() for x in (q, k, v)]
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    recommend(*inputs, 8, candidates=["data-aware"], num_redraws=2)
+    for x, before in zip(inputs, kept, strict=True):
+        assert torch.equal(x, before)
+        assert x.grad is None
+
+
+# -- the verdict, on reports made up for the purpose -------------------------------------------------------
+def _choice(*errors: tuple[float, float]) -> bochner.diagnostics.Recommendation:
+    """`choose` on candidates a, b, ... with these (value, half width); averaging the values: 0.8."""
+    q, k, v = _anisotropic(heads=1, length=12)
+    phi = bochner.make("positive", dim=16, num_features=4, generator=seeded(0))
+    report = measure(phi, q, k, v, num_redraws=2, generator=seeded(0))
+    made = []
+    for name, (value, half) in zip("abc", errors, strict=False):
+        fields = dict(report.__dict__)
+        fields |= {
+            "output_error": Interval(value, value - half, value + half, 4),
+            "trivial_output_error": 0.8,
+        }
+        made.append(Candidate(name, phi, type(report)(**fields), None))
+    return choose(Comparison(made, {}, 0.8), Data.of(q, k, v), 4)
+
+
+def test_the_best_that_is_shown_to_beat_averaging_is_chosen() -> None:
+    """b has the lower mean, but its interval reaches above 0.8; a is shown to be below."""
+    verdict = _choice((0.70, 0.02), (0.65, 0.3))
+    assert verdict.choice == "a"
+    assert [c.name for c in verdict.candidates] == ["b", "a"]
+    assert verdict.reasons[0].startswith("a is the best that is shown to beat averaging the values")
+    assert "b measures 0.650 [0.350, 0.950], an interval that reaches above it" in verdict.reasons[0]
+
+
+def test_an_interval_that_reaches_above_averaging_does_not_win() -> None:
+    verdict = _choice((0.75, 0.1))
+    assert verdict.choice is None
+    assert verdict.reasons[0].startswith("Nothing is shown to beat averaging the values (0.800)")
+
+
+def test_a_tie_is_called_a_tie() -> None:
+    verdict = _choice((0.50, 0.05), (0.52, 0.05), (0.9, 0.01))
+    assert verdict.choice == "a"
+    assert "b (0.520) is within the intervals: the order of the two is not certain." in verdict.reasons
+    assert "No better than averaging the values: c." in verdict.reasons
+    clear = _choice((0.50, 0.01), (0.60, 0.01))
+    assert not any("not certain" in r for r in clear.reasons)
+
+
+def test_a_map_that_fails_is_last() -> None:
+    verdict = _choice((math.inf, 0.0), (0.5, 0.1))
+    assert verdict.choice == "b"
+    assert [c.name for c in verdict.candidates] == ["b", "a"]
+
+
+def test_a_comparison_without_that_budget() -> None:
+    q, k, v = _anisotropic(heads=1, length=12)
+    data = Data.of(q, k, v)
+    table = compare(data, ["positive"], [4], num_redraws=2)
+    with pytest.raises(ValueError, match="no row with num_features=8"):
+        choose(table, data, 8)

@@ -160,7 +160,7 @@ def compare(
         from bochner.report.plot import save_picture
 
         save_picture(plot_file, table, title)
-        stderr().print(f"picture: {plot_file}", highlight=False)
+        stderr().print(f"picture: {plot_file}", highlight=False, soft_wrap=True)
 
 
 @bochner.command()
@@ -235,4 +235,4 @@ def _write(json_file: str | None, source: Source, result: dict[str, Any]) -> Non
         click.echo(text)
     else:
         write_text(Path(json_file), text + "\n")
-        stderr().print(f"results: {json_file}", highlight=False)
+        stderr().print(f"results: {json_file}", highlight=False, soft_wrap=True)

@@ -118,7 +118,7 @@ def run_demo(out: Path, budgets: list[int], seeds: int, *, quick: bool) -> None:
     console.rule()
     console.print(f"done in {time.perf_counter() - began:.0f} s on {threads} threads; written to:")
     for file in files:
-        console.print(f"  {file}", highlight=False)
+        console.print(f"  {file}", highlight=False, soft_wrap=True)
 
 
 class Results:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bochner.balanced import balanced_coordinates
-from bochner.diagnostics.interval import median
 from bochner.diagnostics.exact import check_inputs, exact_logs, row_blocks
+from bochner.diagnostics.interval import median
 from bochner.feature_maps.data_aware_absolute import absolute_precision
 from bochner.feature_maps.data_aware_relative import log10_required_num_features
 from bochner.kernels import Softmax

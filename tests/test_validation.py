@@ -82,6 +82,8 @@ DATA_ENTRIES: list[tuple[str, str, Callable[[Any], object]]] = [
         lambda x: recommend(points(), points(), points(), 8, calibration=(points(), x)),
     ),
 ]
+
+
 def measure_values(x: Any) -> object:
     """The one entry whose values are optional."""
     return measure(PHI, points(), points(), x)
@@ -169,14 +171,17 @@ def test_empty_sequence(name: str, call: Callable[[Any], object]) -> None:
 @over(ALL)
 def test_empty_batch(name: str, call: Callable[[Any], object]) -> None:
     with pytest.raises(
-        ValueError, match=rf"^{name} has shape \[0, 6, 4\]: an empty batch; expected at least one\.$"
+        ValueError,
+        match=rf"^{name} has shape \[0, 6, 4\]: an empty batch; expected at least one\.$",
     ):
         call(points(0, 6, 4))
 
 
 def test_norms_that_overflow() -> None:
     x = torch.full((3, 4), 1e20)
-    with pytest.raises(ValueError, match=r"^queries holds points whose squared norm overflows torch"):
+    with pytest.raises(
+        ValueError, match=r"^queries holds points whose squared norm overflows torch"
+    ):
         PHI.query(x)
     assert torch.isfinite(PHI.query(x.double()).log_values).all()
 
@@ -189,7 +194,9 @@ def _raises(message: str, call: Callable[[], object], error: type[Exception] = V
 
 def test_mismatched_heads() -> None:
     x, v = points(2, 6, 4), points(2, 6, 4)
-    message = r"leading dimensions \[2\], the feature map has batch_shape=\[3\] \(one map per head\)"
+    message = (
+        r"leading dimensions \[2\], the feature map has batch_shape=\[3\] \(one map per head\)"
+    )
     for name, call in (
         ("queries", lambda: HEADS.query(x)),
         ("keys", lambda: HEADS.key(x)),
@@ -312,7 +319,9 @@ def test_unknown_names_list_the_nearest() -> None:
         UnknownNameError,
     )
     _raises(
-        r"unknown feature map 'Performer'; Known: ", lambda: make("Performer", **size), UnknownNameError
+        r"unknown feature map 'Performer'; Known: ",
+        lambda: make("Performer", **size),
+        UnknownNameError,
     )
     _raises(r"unknown feature map 'None'", lambda: make(None, **size), UnknownNameError)
     _raises(
@@ -399,13 +408,17 @@ def test_parts_of_the_wrong_kind() -> None:
         lambda: linear_attention("positive", points(), points(), points()),
         TypeError,
     )
-    _raises(
-        r"generator must be a torch.Generator, got int", lambda: PHI.resample_(0), TypeError
-    )
+    _raises(r"generator must be a torch.Generator, got int", lambda: PHI.resample_(0), TypeError)
 
 
 def test_transforms_and_proposals() -> None:
-    lengths: list[Any] = [0.0, -1.0, float("nan"), float("inf"), torch.tensor([1.0, -2.0, 1.0, 1.0])]
+    lengths: list[Any] = [
+        0.0,
+        -1.0,
+        float("nan"),
+        float("inf"),
+        torch.tensor([1.0, -2.0, 1.0, 1.0]),
+    ]
     for value in lengths:
         _raises(
             r"^lengthscale=.* must be positive and finite",
@@ -419,7 +432,10 @@ def test_transforms_and_proposals() -> None:
         r"query_centre \[4\] and key_centre \[3\] must share one shape",
         lambda: Centring(torch.ones(4), torch.ones(3)),
     )
-    _raises(r"matrix has shape \[2, 3\]; expected \[\*batch, d, d\]", lambda: LinearPair(torch.ones(2, 3)))
+    _raises(
+        r"matrix has shape \[2, 3\]; expected \[\*batch, d, d\]",
+        lambda: LinearPair(torch.ones(2, 3)),
+    )
     _raises(r"matrix is singular", lambda: LinearPair(torch.zeros(2, 2)))
     _raises(r"matrix has shape \[4\]; expected", lambda: SharedLinear(torch.ones(4)))
     _raises(
@@ -469,7 +485,9 @@ def _uses(phi: FeatureMap) -> list[Callable[[], object]]:
 @pytest.mark.parametrize("name", FITTED)
 def test_unfitted_use(name: str) -> None:
     phi = make(name, dim=4, num_features=8, generator=seeded(0))
-    message = rf"feature map '{name}' is data-aware and has seen no data; call phi = phi\.fit\(queries"
+    message = (
+        rf"feature map '{name}' is data-aware and has seen no data; call phi = phi\.fit\(queries"
+    )
     for use in _uses(phi):
         _raises(message, use, NotFittedError)
     assert issubclass(NotFittedError, ValueError)
@@ -480,7 +498,9 @@ def test_unfitted_use(name: str) -> None:
 def test_fitted_maps_check_their_inputs_like_all_others() -> None:
     for name in FITTED:
         phi = fitted(name, dim=4, num_features=8)
-        _raises(r"queries has last dimension 5; expected dim=4", lambda phi=phi: phi.query(points(6, 5)))
+        _raises(
+            r"queries has last dimension 5; expected dim=4", lambda phi=phi: phi.query(points(6, 5))
+        )
         _raises(r"keys holds 2 NaN", lambda phi=phi: phi.key(spoiled(float("nan"))))
 
 

@@ -1,6 +1,6 @@
 """bochner: random features for softmax and Gaussian kernels, with an error you can trust.
 
-    K(x, y)  ~  query(x) . key(y)
+K(x, y)  ~  query(x) . key(y)
 """
 
 from bochner.algebra import Constant, Product, Scaled, Sum

@@ -101,7 +101,9 @@ def test_right_at_the_extremes(
     truth = _grads(log_dense, phi, doubles, causal=causal)
     for grad, expected in zip(grads, truth, strict=True):
         assert torch.isfinite(grad).all()
-        assert (grad.double() - expected).abs().max() <= tolerance * expected.abs().max().clamp_min(1)
+        assert (grad.double() - expected).abs().max() <= tolerance * expected.abs().max().clamp_min(
+            1
+        )
 
 
 @pytest.mark.parametrize("norm", [0.0, 1e-4, 5.0, 12.0, 30.0, 80.0])

@@ -36,9 +36,7 @@ def test_masks_broadcast(shape: tuple[int, ...], causal: bool) -> None:
     key_mask = _mask(*shape)
     out = linear_attention(phi, q, k, v, causal=causal, key_mask=key_mask)
     whole = key_mask.expand(2, 3, 30)
-    torch.testing.assert_close(
-        out, dense(phi, q, k, v, causal=causal, key_mask=whole), **EXACT
-    )
+    torch.testing.assert_close(out, dense(phi, q, k, v, causal=causal, key_mask=whole), **EXACT)
 
 
 def test_one_sequence_with_many_masks() -> None:
@@ -75,7 +73,9 @@ def test_rows_before_the_first_visible_key_are_zero(name: str, first: int) -> No
 def test_a_signed_map_warns_about_its_denominators() -> None:
     phi = fitted("trigonometric", dim=4, num_features=4)
     q, k, v = (normal(30, 4, seed=s, scale=2.0) for s in (1, 2, 3))
-    with pytest.warns(UserWarning, match=r"\d+\.\d\d% of the attention denominators are not positive"):
+    with pytest.warns(
+        UserWarning, match=r"\d+\.\d\d% of the attention denominators are not positive"
+    ):
         linear_attention(phi, q, k, v)
 
 

@@ -41,7 +41,9 @@ def test_list_json_is_json() -> None:
 
 
 def test_compare_prints_each_map_beside_averaging(shifted: Path) -> None:
-    result = run("compare", str(shifted), "--maps", "positive@iid,data-aware", "--num-features", "16,32")
+    result = run(
+        "compare", str(shifted), "--maps", "positive@iid,data-aware", "--num-features", "16,32"
+    )
     assert result.exit_code == 0, result.output
     assert "positive@iid" in result.output
     assert "data-aware" in result.output
@@ -50,7 +52,16 @@ def test_compare_prints_each_map_beside_averaging(shifted: Path) -> None:
 
 def test_compare_json_on_standard_output_alone(shifted: Path) -> None:
     result = run(
-        "compare", str(shifted), "--maps", "positive", "--num-features", "16", "--seeds", "3", "--json", "-"
+        "compare",
+        str(shifted),
+        "--maps",
+        "positive",
+        "--num-features",
+        "16",
+        "--seeds",
+        "3",
+        "--json",
+        "-",
     )
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -62,7 +73,16 @@ def test_compare_json_on_standard_output_alone(shifted: Path) -> None:
 
 
 def test_compare_is_reproducible(shifted: Path) -> None:
-    arguments = ("compare", str(shifted), "--maps", "data-aware", "--num-features", "16", "--json", "-")
+    arguments = (
+        "compare",
+        str(shifted),
+        "--maps",
+        "data-aware",
+        "--num-features",
+        "16",
+        "--json",
+        "-",
+    )
     first, second = (json.loads(run(*arguments).stdout)["rows"] for _ in range(2))
     assert first == second
     other = json.loads(run(*arguments, "--seed", "1").stdout)["rows"]
@@ -92,7 +112,9 @@ def test_compare_skips_what_does_not_fit_and_says_why(shifted: Path) -> None:
 
 
 def test_recommend_chooses_and_gives_reasons(shifted: Path) -> None:
-    result = run("recommend", str(shifted), "--num-features", "128", "--maps", "positive,data-aware")
+    result = run(
+        "recommend", str(shifted), "--num-features", "128", "--maps", "positive,data-aware"
+    )
     assert result.exit_code == 0, result.output
     assert "choice: data-aware" in result.output
     assert "lowest attention output error" in result.output.replace("\n", " ")

@@ -18,14 +18,19 @@ def _rows(
 
 def _outputs(weights: list[list[float]], v: list[list[float]]) -> list[list[float]]:
     return [
-        [math.fsum(w * value[c] for w, value in zip(row, v, strict=False)) for c in range(len(v[0]))]
+        [
+            math.fsum(w * value[c] for w, value in zip(row, v, strict=False))
+            for c in range(len(v[0]))
+        ]
         for row in weights
     ]
 
 
 def _distance(a: list[list[float]], b: list[list[float]]) -> float:
     return math.sqrt(
-        math.fsum((s - t) ** 2 for x, y in zip(a, b, strict=True) for s, t in zip(x, y, strict=True))
+        math.fsum(
+            (s - t) ** 2 for x, y in zip(a, b, strict=True) for s, t in zip(x, y, strict=True)
+        )
     )
 
 
@@ -45,9 +50,7 @@ def errors(
 ) -> dict[str, float]:
     """One head, the present draw of phi; q, k [n, d], v [n', dv] float64."""
     estimate = phi.estimate(q, k).tolist()
-    exact = [
-        [_kernel(phi.kernel.name, x, y) for y in k.tolist()] for x in q.tolist()
-    ]
+    exact = [[_kernel(phi.kernel.name, x, y) for y in k.tolist()] for x in q.tolist()]
     seen, weights, sums = _rows(estimate, causal=causal)
     truth, attention, _ = _rows(exact, causal=causal)
     flat = [[1.0] * len(row) for row in exact]

@@ -58,9 +58,7 @@ def test_output_error_is_that_of_linear_attention() -> None:
     q, k, v = (normal(40, 4, seed=s) for s in (1, 2, 3))
     for causal in (False, True):
         report = measure(phi, q, k, v, causal=causal, num_redraws=1, generator=seeded(8))
-        out = linear_attention(
-            copy.deepcopy(phi).resample_(seeded(8)), q, k, v, causal=causal
-        )
+        out = linear_attention(copy.deepcopy(phi).resample_(seeded(8)), q, k, v, causal=causal)
         logits = q @ k.mT
         if causal:
             logits = logits.masked_fill(~torch.ones(40, 40, dtype=torch.bool).tril(), -torch.inf)

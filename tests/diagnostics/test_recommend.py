@@ -33,7 +33,9 @@ def test_data_aware_wins_on_anisotropic_data_with_means() -> None:
     assert errors["data-aware"] < 0.8 * errors["positive"]
     assert errors["data-aware"] < choice.trivial_output_error < errors["positive"]
     assert choice.reasons[0].startswith("data-aware has the lowest attention output error at 64")
-    assert f"against {choice.trivial_output_error:.3f} for averaging the values" in choice.reasons[0]
+    assert (
+        f"against {choice.trivial_output_error:.3f} for averaging the values" in choice.reasons[0]
+    )
     losers = next(r for r in choice.reasons if r.startswith("No better than averaging the values"))
     assert "positive" in losers
     assert choice.feature_map.batch_shape == (2,)
@@ -80,9 +82,7 @@ def test_maps_that_cannot_be_tried_are_listed_with_the_reason() -> None:
 
 def test_candidates_may_name_a_projection() -> None:
     q, k, v = _anisotropic(heads=1, length=60)
-    choice = recommend(
-        q, k, v, 16, candidates=["positive@iid", "positive", "dark"], num_redraws=2
-    )
+    choice = recommend(q, k, v, 16, candidates=["positive@iid", "positive", "dark"], num_redraws=2)
     maps = {c.name: c.feature_map for c in choice.candidates}
     assert set(maps) == {"positive@iid", "positive", "dark"}
     assert repr(maps["positive@iid"].projection) == "IID()"
@@ -91,7 +91,9 @@ def test_candidates_may_name_a_projection() -> None:
 
 def test_unknown_names_fail_before_any_work() -> None:
     q, k, v = _anisotropic(heads=1, length=60)
-    with pytest.raises(UnknownNameError, match="unknown feature map 'postive'; did you mean 'positive'"):
+    with pytest.raises(
+        UnknownNameError, match="unknown feature map 'postive'; did you mean 'positive'"
+    ):
         recommend(q, k, v, 16, candidates=["positive", "postive"])
     with pytest.raises(UnknownNameError, match="unknown projection 'idd'; did you mean 'iid'"):
         recommend(q, k, v, 16, candidates=["positive@idd"])
@@ -112,9 +114,7 @@ def test_fits_on_even_positions_and_measures_on_odd_ones() -> None:
     assert [c.output_error for c in implicit.candidates] == [
         c.output_error for c in explicit.candidates
     ]
-    other = recommend(
-        *odd, 16, calibration=(q + 5.0, k), num_redraws=2, generator=seeded(0)
-    )
+    other = recommend(*odd, 16, calibration=(q + 5.0, k), num_redraws=2, generator=seeded(0))
     assert other.candidates[0].output_error != explicit.candidates[0].output_error
 
 
@@ -151,7 +151,9 @@ def test_the_best_that_is_shown_to_beat_averaging_is_chosen() -> None:
     assert verdict.choice == "a"
     assert [c.name for c in verdict.candidates] == ["b", "a"]
     assert verdict.reasons[0].startswith("a is the best that is shown to beat averaging the values")
-    assert "b measures 0.650 [0.350, 0.950], an interval that reaches above it" in verdict.reasons[0]
+    assert (
+        "b measures 0.650 [0.350, 0.950], an interval that reaches above it" in verdict.reasons[0]
+    )
 
 
 def test_an_interval_that_reaches_above_averaging_does_not_win() -> None:
@@ -163,7 +165,9 @@ def test_an_interval_that_reaches_above_averaging_does_not_win() -> None:
 def test_a_tie_is_called_a_tie() -> None:
     verdict = _choice((0.50, 0.05), (0.52, 0.05), (0.9, 0.01))
     assert verdict.choice == "a"
-    assert "b (0.520) is within the intervals: the order of the two is not certain." in verdict.reasons
+    assert (
+        "b (0.520) is within the intervals: the order of the two is not certain." in verdict.reasons
+    )
     assert "No better than averaging the values: c." in verdict.reasons
     clear = _choice((0.50, 0.01), (0.60, 0.01))
     assert not any("not certain" in r for r in clear.reasons)

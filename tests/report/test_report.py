@@ -42,10 +42,15 @@ def test_averaging_stands_where_it_belongs(table: Comparison) -> None:
 def test_json_is_strict_and_round_trips(table: Comparison) -> None:
     found = json.loads(to_json(comparison_dict(table)))
     assert [r["map"] for r in found["rows"]] == [c.name for c in table.candidates]
-    assert json.loads(to_json({"a": math.inf, "b": [math.nan, 1.5]})) == {"a": None, "b": [None, 1.5]}
+    assert json.loads(to_json({"a": math.inf, "b": [math.nan, 1.5]})) == {
+        "a": None,
+        "b": [None, 1.5],
+    }
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "results.json"
     write_text(path, "old")
 

@@ -185,7 +185,9 @@ def _accumulate(
     exact, uniform = _Totals(heads), _Totals(heads)
     entries = 0
     for block in kept or make_blocks():
-        seen = torch.ones_like(block.attention) if block.visible is None else block.visible.to(q.dtype)
+        seen = (
+            torch.ones_like(block.attention) if block.visible is None else block.visible.to(q.dtype)
+        )
         entries += int(seen.sum() / math.prod(heads)) if block.visible is None else int(seen.sum())
         exact.add("kernel", block.kernel.square())
         flat = (seen / seen.sum(-1, keepdim=True)).expand_as(block.attention)

@@ -28,9 +28,9 @@ def naive(phi: FeatureMap, q: Tensor, k: Tensor, v: Tensor, num_queries: int) ->
         o = (w[:, None] * v).sum(0)
         bias = torch.zeros_like(o)
         for j in range(len(k)):
-            for l in range(len(k)):
-                pair = w[j] * w[l] * c[j, l]
-                total += float(pair * ((v[j] - o) @ (v[l] - o)))
+            for other in range(len(k)):
+                pair = w[j] * w[other] * c[j, other]
+                total += float(pair * ((v[j] - o) @ (v[other] - o)))
                 bias -= pair * (v[j] - o)
         total += float(bias @ bias)
         norm += float(o @ o)

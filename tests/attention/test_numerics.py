@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from bochner import AttentionState, describe, linear_attention, make, measure, predict, step
 from bochner.features import log_inner
 from tests.attention.dense import dense
-from tests.maps import NAMES, fitted, normal, on_sphere, seeded
+from tests.maps import FITTED, NAMES, fitted, normal, on_sphere, seeded
 
 ROUNDING = {
     torch.float16: 2e-3,  # that of the output: features and sums are float32
@@ -93,6 +93,31 @@ def test_autocast_changes_nothing_inside(name: str) -> None:
         for inside, outside in zip(cast, plain, strict=True):
             assert inside.dtype == outside.dtype
             assert torch.equal(inside, outside)
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_fitting_under_autocast(name: str) -> None:
+    """Calibration data come from a model that runs under autocast."""
+    q, k = (normal(70, 4, seed=s, dtype=torch.float32) for s in (1, 2))
+    plain = make(name, dim=4, num_features=8, generator=seeded(0)).fit(q, k)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = make(name, dim=4, num_features=8, generator=seeded(0)).fit(q, k)
+    for key, value in plain.state_dict().items():
+        assert torch.equal(cast.state_dict()[key], value), key
+
+
+def test_gaussian_features_do_not_cancel_at_large_norms() -> None:
+    """exp(|x|^2/2) exp(-|x|^2/2) = 1 is never formed: at |x| = 80, K(x, x) = 1 to float32's rounding.
+
+    Added one after the other, the two halves of 3,200 would leave an error of 1e-4.
+    """
+    phi = make("trigonometric", dim=4, num_features=64, kernel="gaussian", generator=seeded(0))
+    x = on_sphere(50, 4, norm=80.0, seed=1).float()
+    assert (phi.estimate(x, x).diagonal() - 1).abs().max() < 1e-5
+    assert phi.query(x).log_scale.unique().numel() == 1
+    y = x + 0.1 * normal(50, 4, seed=2).float()
+    single, double = phi.estimate(x, y), phi.estimate(x.double(), y.double())
+    assert (single - double).abs().max() < 2e-4  # what rounding x . omega, about 300, leaves
 
 
 def test_a_layer_under_autocast_trains() -> None:

@@ -33,6 +33,9 @@ from bochner.report.table import markdown_table, rich_table, rows_of
 QUERY_STRIDE = 4
 """Errors are averaged over every 4th query of a window, each attending to all its keys."""
 
+SWAP_TITLE = "Sentence embeddings with linear attention in all layers, no training after the swap"
+TIME_TITLE = "Median milliseconds at each number of tokens"
+
 LABELS = [
     "positive@iid",
     "positive",
@@ -235,7 +238,7 @@ def _swap_rows(swaps: list[Swap]) -> tuple[list[str], list[list[str]]]:
 
 def _swap_table(swaps: list[Swap]) -> Table:
     header, rows = _swap_rows(swaps)
-    result = Table(title="sentence embeddings, no training after the swap", title_justify="left")
+    result = Table(title=SWAP_TITLE, title_justify="left")
     for index, name in enumerate(header):
         result.add_column(name, justify="right" if index else "left")
     for row in rows:
@@ -252,7 +255,7 @@ def _time_rows(
 
 def _time_table(lengths: list[int], times: dict[str, list[float]], threads: int) -> Table:
     header, rows = _time_rows(lengths, times)
-    title = f"milliseconds at each number of tokens (median, {threads} threads, float32)"
+    title = f"{TIME_TITLE} ({threads} threads, float32)"
     result = Table(title=title, title_justify="left")
     for index, name in enumerate(header):
         result.add_column(name, justify="right" if index else "left")
@@ -271,9 +274,12 @@ def _write_all(out: Path, results: Results, title: str) -> list[Path]:
         f" 95 % interval. torch {found['torch']}, {found['threads']} threads, {found['time'][:10]}."
     )
     tables = [
+        f"{title}:",
         markdown_table(*rows_of(results.table)),
         provenance,
+        f"{SWAP_TITLE}:",
         markdown_table(*_swap_rows(results.swaps)),
+        f"{TIME_TITLE} ({found['threads']} threads, float32):",
         markdown_table(*_time_rows(results.lengths, results.times)),
         "Reasons given for the choice:",
         "\n".join("- " + reason for reason in results.recommendation.reasons),

@@ -1,9 +1,10 @@
 """Oracles: naive float64 loops straight from the formulas, and the suite's statistical verdicts.
 
-`mean_is` and `variance_is` share the critical value of bochner.testing.significance with the contract:
-two-sided, family-wise alpha 1e-6 over COMPARISONS = 10,000, so |z| <= 6.47. RESERVED of these belong to
-the tests outside the contract, and are counted here. Both take `see`, the relative deviation that the
-comparison must be able to reject with probability 99 %; a sample that could not see it fails.
+`mean_is`, `variance_is` and `covariance_is` share the critical value of the contract
+(bochner.testing.significance): two-sided, family-wise alpha 1e-6 over COMPARISONS = 10,000, so
+|z| <= 6.47. RESERVED of these belong to the tests outside the contract (about 150), and are counted here.
+They take `see`, the deviation that the comparison must be able to reject with probability 99 %; a sample
+that could not see it fails.
 """
 
 import math
@@ -13,7 +14,12 @@ import mpmath
 import torch
 from torch import Tensor
 
-from bochner.testing.significance import Deviation, mean_deviation, variance_deviation
+from bochner.testing.significance import (
+    Deviation,
+    covariance_deviation,
+    mean_deviation,
+    variance_deviation,
+)
 
 RESERVED = 1_000
 made = 0
@@ -27,6 +33,11 @@ def mean_is(samples: Tensor, truth: float, *, see: float) -> None:
 def variance_is(samples: Tensor, truth: float, *, see: float) -> None:
     """Independent samples [R] have this variance; a log-ratio of `see` would have been rejected."""
     _judge("variance", variance_deviation(samples, truth), see)
+
+
+def covariance_is(first: Tensor, second: Tensor, truth: float, *, see: float) -> None:
+    """Independent pairs [R] have this covariance; a correlation off by `see` would be rejected."""
+    _judge("covariance", covariance_deviation(first, second, truth), see)
 
 
 def _judge(what: str, deviation: Deviation, see: float) -> None:

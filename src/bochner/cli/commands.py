@@ -60,7 +60,11 @@ def _data_options(command):  # type: ignore[no-untyped-def]
 @click.group()
 @click.version_option(library.__version__, prog_name="bochner")
 def bochner() -> None:
-    """Random features for softmax and Gaussian kernels, with an error you can trust."""
+    """Random features for softmax and Gaussian kernels, with an error you can trust.
+
+    Exit codes: 0 done; 1 the answer is no (a map breaks its contract, nothing beats averaging the
+    values); 2 bad usage or input.
+    """
 
 
 @bochner.command("list")

@@ -19,8 +19,8 @@ from torch import Tensor
 FAMILY_ALPHA = 1e-6
 """Probability that a correct library fails any statistical test of its suite."""
 COMPARISONS = 10_000
-"""Comparisons that share FAMILY_ALPHA. The suite makes fewer (tests/testing/test_contract.py counts
-them); the surplus pays for the skewness of means of heavy-tailed features."""
+"""Comparisons that share FAMILY_ALPHA. The suite makes about 3,900 (tests/testing/test_contract.py bounds
+their number); the surplus pays for the skewness of means of heavy-tailed features."""
 POWER = 0.99
 LARGEST_STDERR = 0.02
 """Relative standard error above which a comparison is refused as underpowered."""

@@ -58,7 +58,7 @@ def dot(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def feature(kind: str, omega: Sequence[float], x: Sequence[float], r: int) -> list[float]:
-    """Columns of one projection for exp(x.y): math/estimators 1."""
+    """Columns of one projection for exp(x.y): docs/theory.md 1."""
     u, half = dot(omega, x), 0.5 * dot(x, x)
     if kind == "positive":
         return [math.exp(u - half) / math.sqrt(r)]

@@ -1,4 +1,4 @@
-"""The formulas of the notes, one by one: math/estimators 1, 3, 5, 6 and math/data-aware 1.1.
+"""The formulas of docs/theory.md, one by one.
 
 Each is stated in its printed form, in naive float64, and compared with what the library computes. Nearly
 all are identities or quadratures (no chance involved); a Monte Carlo names the error it would have seen.
@@ -475,7 +475,7 @@ def test_table_6(
     assert agrees(max(sweep), worst)
 
 
-# -- data-aware 1.1 -----------------------------------------------------------------------------------
+# -- sections 4 to 6 ----------------------------------------------------------------------------------
 def gaussian_moments(generator, dim: int, size: float) -> Moments:
     return Moments(
         torch.zeros(dim).double(),

@@ -84,6 +84,7 @@ class Model(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore::bochner.attention.DenominatorWarning")
 def test_model_to_dtype_leaves_directions_and_fitted_matrices_alone(
     name: str, dtype: torch.dtype
 ) -> None:

@@ -25,7 +25,10 @@ from bochner import (
 )
 from bochner.feature_map import FeatureMap
 from bochner.feature_maps.dark import trained_kernel, whitening_start
+from bochner.nonlinearities import Trigonometric
 from bochner.proposals import GaussianProposal
+from bochner.random_features import RandomFeatures
+from bochner.request import Request
 from bochner.transforms import Centring, LinearPair, SharedLinear
 from tests.maps import FITTED, fitted, normal, seeded
 
@@ -366,20 +369,28 @@ def test_counts_of_diagnostics() -> None:
 
 def test_numbers_of_features_that_do_not_fit() -> None:
     _raises(
-        r"num_features=7 must be a multiple of 2 for Trigonometric\(\) .*; use 6 or 8",
+        r"num_features=7 must be a multiple of 2 for 'trigonometric' .*; use 6 or 8",
         lambda: make("trigonometric", dim=4, num_features=7),
     )
     _raises(
-        r"num_features=1 must be a multiple of 2 for Hyperbolic\(\) .*; use 2 or 4",
+        r"num_features=1 must be a multiple of 2 for 'hyperbolic' .*; use 2\.",
         lambda: make("hyperbolic", dim=4, num_features=1),
     )
     _raises(
-        r"must be even for antithetic pairs; use 6 or 8",
+        r"num_features=6 must be a multiple of 4 for 'hyperbolic' .*; use 4 or 8",
+        lambda: make("hyperbolic", dim=4, num_features=6, projection="antithetic"),
+    )
+    _raises(
+        r"num_features=7 must be a multiple of 2 for 'positive' with Antithetic.*; use 6 or 8",
         lambda: make("positive", dim=4, num_features=7, projection="antithetic"),
     )
     _raises(
-        r"must be even for antithetic pairs; use 6 or 8",
-        lambda: make("data-aware", dim=4, num_features=7).fit(points(), points()),
+        r"num_features=7 must be a multiple of 2 for 'data-aware' with Antithetic.*; use 6 or 8",
+        lambda: make("data-aware", dim=4, num_features=7),
+    )
+    _raises(
+        r"num_features=7 must be a multiple of 2 for Trigonometric\(\) .*; use 6 or 8",
+        lambda: RandomFeatures(Request(dim=4, num_features=7), Trigonometric()),
     )
 
 

@@ -4,7 +4,7 @@
     a * b      row-wise outer product              unbiased only if drawn independently: checked
     w * a      scaled; a negative weight puts its sign on the query side
 
-Reference:  Choromanski et al., Hybrid Random Features, 2022 (math/estimators 2).
+Reference:  Choromanski et al., Hybrid Random Features, 2022.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class Product(Composite):
 
     Error:      1 + relvar = product of (1 + relvar of a part).
     Raises:     ValueError if two parts share random draws: the product of dependent estimates is
-                biased (measured -2 % to +9 % of the kernel; math/estimators 2).
+                biased (measured -2 % to +9 % of the kernel).
     Example:
         >>> import bochner
         >>> g = torch.Generator().manual_seed(0)

@@ -32,7 +32,7 @@ def balanced_coordinates(
 ) -> BalancedView:
     """Fit the centring and the balancing pair, and apply them.
 
-    Reference:  math/data-aware 1.1(e), (f). Exact for the kernel whatever the data.
+    Reference:  docs/theory.md 4 and 5. Exact for the kernel whatever the data.
     """
     moments = Moments.of(queries, keys, batch_shape=batch_shape)
     pair = LinearPair.balancing(moments)

@@ -15,7 +15,7 @@ from bochner.kernels import Kernel, kernel_from_name
 from bochner.projections import Projection, projection_from_name
 from bochner.request import Request, fresh_generator
 from bochner.specification import FeatureMapSpec
-from bochner.validation import unknown_name
+from bochner.validation import check_count, unknown_name
 
 ENTRY_POINT_GROUP = "bochner.feature_maps"
 
@@ -82,15 +82,28 @@ def make(
         (64, True, True)
     """
     chosen = spec(name)
+    coupling = chosen.default_projection if projection is None else projection_from_name(projection)
+    _check_budget(chosen, num_features, coupling)
     request = Request(
         dim=dim,
         num_features=num_features,
         kernel=kernel_from_name(kernel),
-        projection=chosen.default_projection
-        if projection is None
-        else projection_from_name(projection),
+        projection=coupling,
         batch_shape=batch_shape,
         generator=fresh_generator() if generator is None else generator,
         dtype=dtype,
     )
     return chosen.build(request)
+
+
+def _check_budget(chosen: FeatureMapSpec, num_features: int, projection: Projection) -> None:
+    """Raise ValueError unless num_features is a multiple of what the map and its pairs need."""
+    check_count("num_features", num_features)
+    unit = chosen.smallest_budget(projection)
+    if num_features % unit:
+        low = num_features // unit * unit
+        options = f"{low} or {low + unit}" if low else f"{unit}"
+        raise ValueError(
+            f"num_features={num_features} must be a multiple of {unit} for {chosen.name!r} with"
+            f" {projection!r}, which spends {unit} columns at a time; use {options}."
+        )

@@ -96,7 +96,7 @@ def coupled_pair(
         e^-phi E_theta 1F1(d; d/2; phi (1 + cos sin(theta)) / 2),     theta ~ sin^(d-1) on [0, pi]
 
     with phi = |x+y|^2; phi -> -|x-y|^2 for trigonometric maps; averaged over ±cos for even maps.
-    For a right angle this is e^-phi 1F1(d; d/2; phi/2) (math/estimators 3, 5.4).
+    For a right angle this is e^-phi 1F1(d; d/2; phi/2) (docs/theory.md 2).
 
     Shapes:     squared_norm [...] -> [...], float64.
     """

@@ -88,7 +88,7 @@ class GaussianProposal(Proposal):
     Error:      unbiased for any positive definite S; the variance is finite iff every eigenvalue of
                 S exceeds 1/2 (an infinite one is reported as inf by `relative_variance`).
     Raises:     ValueError if the covariance is not symmetric positive definite, or shapes differ.
-    Reference:  math/data-aware 1.1; Likhosherstov et al., FAVOR#, 2023; Farzam et al., 2026.
+    Reference:  docs/theory.md 3; Likhosherstov et al., FAVOR#, 2023; Farzam et al., 2026.
     Presets:    `bochner.feature_maps.data_aware` and its neighbours fit mean and covariance to data.
     Example:
         >>> p = GaussianProposal(torch.zeros(2), 2 * torch.eye(2))

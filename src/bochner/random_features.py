@@ -129,7 +129,7 @@ class RandomFeatures(FeatureMap):
 
     # -- closed forms -------------------------------------------------------------------------------
     def relative_variance(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """Closed form (math/estimators 1, 3, 5.1-5.4); None for Hadamard, Sobol and for coupled
+        """Closed form (docs/theory.md 1 to 3); None for Hadamard, Sobol and for coupled
         directions under a proposal that is not isotropic."""
         base = self.projection.antithetic_base or self.projection
         directions, even = self._independent_directions()
@@ -152,7 +152,7 @@ class RandomFeatures(FeatureMap):
         return variance.clamp_min(0.0)
 
     def relative_covariance(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """math/structured 3.3 for any Gaussian proposal; directions taken as independent."""
+        """docs/theory.md 3, for any Gaussian proposal; directions taken as independent."""
         base = self.projection.antithetic_base or self.projection
         if base.coupling(1, self.dim) is None and not isinstance(base, IID) and not base.unbiased:
             return None  # rows that are not normal have no closed form at all

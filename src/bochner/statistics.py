@@ -96,7 +96,7 @@ class AttentionMoments:
     """Moments of s = q + k over pairs drawn from exact attention: i uniform, j ~ softmax(q_i . k_j).
 
     Shapes:     mean [*batch, d], covariance [*batch, d, d], float64.
-    Reference:  math/data-aware 1.1(d): the error of a normalised output weighs pairs by attention.
+    Reference:  docs/theory.md 6: the error of a normalised output weighs pairs by attention.
     """
 
     mean: Tensor

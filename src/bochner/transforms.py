@@ -97,7 +97,7 @@ class Centring(Transform):
     """q - a and k - c, exactly: the same as moving the proposal's mean to a + c.
 
     Shapes:     query_centre a, key_centre c: [*batch, d].
-    Reference:  math/data-aware 1.1(e); math/estimators 5.3.
+    Reference:  docs/theory.md 4.
     Example:
         >>> t = Centring(torch.tensor([1.0]), torch.tensor([2.0]))
         >>> q, k = t.queries(torch.tensor([[3.0]])), t.keys(torch.tensor([[5.0]]))
@@ -177,7 +177,7 @@ class LinearPair(Transform):
         sigma = sqrt(eig(Lq Lk)); with Lk = C C^T and C^T Lq C = U diag(sigma^2) U^T:
         A = diag(sigma)^-1/2 U^T C^T, A^-T = diag(sigma)^1/2 U^T C^-1.  It minimises E|Aq + A^-T k|^2.
 
-        Reference:  math/data-aware 1.1(f); the geometric mean of ADERF (math/estimators 5.2).
+        Reference:  docs/theory.md 5; it is the geometric mean of ADERF (Likhosherstov et al., 2023).
         """
         c = torch.linalg.cholesky(moments.key_covariance)
         squares, axes = torch.linalg.eigh(c.transpose(-1, -2) @ moments.query_covariance @ c)
@@ -204,7 +204,7 @@ class SharedLinear(Transform):
     """M x on both sides: the kernel K(Mx, My); exp(x^T Sigma y) with Sigma = M^T M for the softmax.
 
     Shapes:     matrix M [*batch, rank, d], an nn.Parameter (it is what DARKFormer trains).
-    Reference:  Farzam et al., DARKFormer, 2026, eq. (3) (math/data-aware 1).
+    Reference:  Farzam et al., DARKFormer, 2026, eq. (3).
     Example:
         >>> t = SharedLinear(2 * torch.eye(1))
         >>> float((t.queries(torch.ones(1, 1)).points * t.keys(torch.ones(1, 1)).points).detach())

@@ -11,6 +11,8 @@ from bochner.feature_map import FeatureMap
 from tests.attention.dense import dense, log_dense
 from tests.maps import NAMES, POSITIVE, fitted, normal, on_sphere
 
+pytestmark = pytest.mark.filterwarnings("ignore::bochner.attention.DenominatorWarning")
+
 
 @pytest.fixture
 def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

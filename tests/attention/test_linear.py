@@ -9,6 +9,8 @@ from bochner.attention.state import CAUSAL_BLOCK
 from tests.attention.dense import dense
 from tests.maps import NAMES, fitted, normal
 
+pytestmark = pytest.mark.filterwarnings("ignore::bochner.attention.DenominatorWarning")
+
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 

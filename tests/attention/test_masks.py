@@ -17,6 +17,7 @@ def _mask(*shape: int, seed: int = 9) -> torch.Tensor:
     return mask
 
 
+@pytest.mark.filterwarnings("ignore::bochner.attention.DenominatorWarning")
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_dense_without_the_hidden_keys(name: str, causal: bool) -> None:
@@ -57,6 +58,7 @@ def test_a_mask_that_hides_nothing_changes_nothing(causal: bool) -> None:
     assert torch.equal(out, linear_attention(phi, q, k, v, causal=causal))
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["positive", "data-aware", "trigonometric"])
 @pytest.mark.parametrize("first", [1, 63, 64, 65, 99])
 def test_rows_before_the_first_visible_key_are_zero(name: str, first: int) -> None:

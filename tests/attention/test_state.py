@@ -15,6 +15,8 @@ from bochner.feature_map import FeatureMap
 from tests.attention.dense import dense
 from tests.maps import NAMES, fitted, normal
 
+pytestmark = pytest.mark.filterwarnings("ignore::bochner.attention.DenominatorWarning")
+
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 

@@ -1,4 +1,4 @@
-"""The traps that published linear attentions fall into, as tests (attention.md, section 0)."""
+"""The traps that published linear attentions fall into, as tests."""
 
 import pytest
 import torch
@@ -9,6 +9,8 @@ from bochner.attention.state import CAUSAL_BLOCK
 from bochner.transforms import Transform, Transformed
 from tests.attention.dense import dense, log_dense, log_weights
 from tests.maps import NAMES, POSITIVE, fitted, normal, on_sphere
+
+pytestmark = pytest.mark.filterwarnings("ignore::bochner.attention.DenominatorWarning")
 
 BOUNDARIES = [1, CAUSAL_BLOCK - 1, CAUSAL_BLOCK, CAUSAL_BLOCK + 1, 2 * CAUSAL_BLOCK, 149]
 

@@ -19,7 +19,7 @@ def measured(phi: FeatureMap, q: Tensor, k: Tensor, v: Tensor, *, redraws: int) 
 
 
 def naive(phi: FeatureMap, q: Tensor, k: Tensor, v: Tensor, num_queries: int) -> float:
-    """The pair formula of math/structured 3.3, a loop over pairs of keys."""
+    """The pair formula of docs/theory.md 7, a loop over pairs of keys."""
     total = norm = 0.0
     picks = torch.linspace(0, q.shape[0] - 1, min(num_queries, q.shape[0])).round().long().tolist()
     for i in picks:

@@ -129,7 +129,7 @@ def test_the_angle_inside_a_block_is_the_declared_one(projection, dim, rows, gen
 
 
 def test_the_coupling_of_whole_blocks_is_the_formula_of_the_notes() -> None:
-    # (1 - 1/m) for one block, (d - 1)/m for several: math/estimators 3
+    # (1 - 1/m) for one block, (d - 1)/m for several: docs/theory.md 2
     assert Orthogonal().coupling(8, 8).share == pytest.approx(1 - 1 / 8)
     assert Orthogonal().coupling(24, 8).share == pytest.approx(7 / 24)
     assert IID().coupling(24, 8).share == 0

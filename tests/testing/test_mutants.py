@@ -234,7 +234,7 @@ def test_lengthscale_where_gamma_was_meant(
 
 # -- a wrong optimum --------------------------------------------------------------------------------
 def log_second_moment(a: Tensor, phi: float, dim: int) -> Tensor:
-    """log(c(rho)^d e^{rho phi}), math/estimators 5.1."""
+    """log(c(rho)^d e^{rho phi}), docs/theory.md 3."""
     rho = 1.0 / (1.0 - 8.0 * a)
     return dim * log_c(rho.unsqueeze(-1)) + rho * phi
 

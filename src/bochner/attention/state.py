@@ -166,7 +166,8 @@ def step(
     Equals:     the same rows of `linear_attention(..., causal=True)`, for any split into steps. Rows
                 before the first visible key are 0.
     Cost:       O(n m dv) time, O(m dv) memory, whatever came before.
-    Raises:     ValueError or TypeError as `linear_attention`.
+    Raises:     ValueError or TypeError as `linear_attention`, and for tokens that do not continue the
+                state's sequences; a step may be padding only.
     """
     if not isinstance(state, AttentionState):
         raise TypeError(

@@ -65,7 +65,7 @@ def predict(
                 positive maps it overestimates beyond that (outputs stay among the values).
     Cost:       O(num_queries n'^2 (d + dv)) time, O(n'^2) memory per head.
     Raises:     ValueError for shapes or NaN, NotFittedError for an unfitted map.
-    Reference:  math/structured 3.3, math/data-aware 7.
+    Reference:  docs/theory.md 7.
     Example:
         >>> import bochner
         >>> g = torch.Generator().manual_seed(0)

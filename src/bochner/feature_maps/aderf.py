@@ -6,7 +6,7 @@ with M1, M2 the second moments of centred queries and keys; the proposal is FAVO
 
 Error:      relative variance (c(rho)^d e^{rho |G q + G^-T k|^2} - 1) / r.
 Reference:  Likhosherstov et al., FAVOR#, 2023 (ADERF); Hybrid Random Features' A-matrix is its G at
-            rho = 1 (math/estimators 5.2); mean shift: 5.3.
+            rho = 1 (docs/theory.md 5); mean shift: 4.
 Differs:    the published form does not centre.
 """
 
@@ -41,7 +41,7 @@ def build(request: Request) -> FeatureMap:
 SPEC = FeatureMapSpec(
     name="aderf",
     summary="FAVOR#: queries balanced against keys by a linear pair, then FAVOR++'s spread.",
-    reference="Likhosherstov et al. 2023 (ADERF); math/estimators 5.2-5.3",
+    reference="Likhosherstov et al. 2023 (ADERF); theory 4, 5",
     build=build,
     needs_data=True,
 )

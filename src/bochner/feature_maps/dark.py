@@ -8,7 +8,7 @@ balancing: exact softmax kernel in balanced coordinates, where M = I starts and 
 
 Error:      unbiased for the trained kernel: (e^{|M(x+y)|^2} - 1) / r for iid directions.
 Raises:     ValueError for a rank outside 1..d, NotFittedError if a start that needs data has none.
-Reference:  Farzam et al., DARKFormer, 2026, eq. (3) and Proposition 4.1 (math/data-aware 1).
+Reference:  Farzam et al., DARKFormer, 2026, eq. (3) and Proposition 4.1.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def build(request: Request) -> FeatureMap:
 SPEC = FeatureMapSpec(
     name="dark",
     summary="DARKFormer's trained kernel exp(q^T Sigma k); starts as the balanced softmax kernel.",
-    reference="Farzam et al. 2026, eq. (3); math/data-aware 1",
+    reference="Farzam et al. 2026, eq. (3)",
     build=build,
     needs_data=True,
     changes_kernel=True,

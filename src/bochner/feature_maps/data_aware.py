@@ -7,7 +7,7 @@ The error of a normalised output weighs pairs by their attention, hence the weig
 the covariance (theory's relative optimum has 2) does better at m <= 256: the tails are heavy.
 
 Error:      unbiased. Measured on a pretrained encoder (72 heads): the lowest of all unbiased maps.
-Reference:  math/data-aware 1.1(d)-(f), 4; the family is FAVOR#'s and DARKFormer's.
+Reference:  docs/theory.md 4 to 6; the family is FAVOR#'s and DARKFormer's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def build(request: Request) -> FeatureMap:
 SPEC = FeatureMapSpec(
     name="data-aware",
     summary="Gaussian proposal shaped by where attention goes, in centred, balanced coordinates.",
-    reference="math/data-aware 1.1(d)-(f)",
+    reference="theory 4-6; the family is that of Likhosherstov et al. 2023",
     build=build,
     needs_data=True,
     default_projection=Antithetic(Orthogonal()),

@@ -8,7 +8,7 @@ entry, fitted in centred and balanced coordinates (both covariances diag(sigma))
 many directions it clipped (`phi.clipped_directions`).
 
 Error:      on a pretrained encoder the clipped form is worse than averaging the values.
-Reference:  Farzam et al., DARKFormer, 2026, Theorem 3.2; math/data-aware 1.1(a).
+Reference:  Farzam et al., DARKFormer, 2026, Theorem 3.2; docs/theory.md 6.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def build(request: Request) -> FeatureMap:
 SPEC = FeatureMapSpec(
     name="data-aware-absolute",
     summary="DARKFormer's Theorem 3.2 proposal; clipped, and counted, where it does not exist.",
-    reference="Farzam et al. 2026, Theorem 3.2; math/data-aware 1.1(a)",
+    reference="Farzam et al. 2026, Theorem 3.2; theory 6",
     build=build,
     needs_data=True,
     default_projection=Antithetic(Orthogonal()),

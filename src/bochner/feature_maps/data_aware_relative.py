@@ -5,7 +5,7 @@
 Its optimal second moment prod(1 + 4 sigma)^{1/2} gives the number of features that a relative error
 eps of single kernel entries needs, before any feature is drawn: `required_num_features`.
 
-Reference:  math/data-aware 1.1(b), (f).
+Reference:  docs/theory.md 5 and 6.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def build(request: Request) -> FeatureMap:
 SPEC = FeatureMapSpec(
     name="data-aware-relative",
     summary="Gaussian proposal of least relative variance; predicts the features it needs.",
-    reference="math/data-aware 1.1(b), (f)",
+    reference="theory 5-6; the family is that of Likhosherstov et al. 2023",
     build=build,
     needs_data=True,
     default_projection=Antithetic(Orthogonal()),

@@ -7,7 +7,7 @@ that is, positive features with the proposal N(0, (1-4A) I). With phi = E|x+y|^2
     A* = (1 - 2p - sqrt((2p+1)^2 + 8p)) / 16,   p = phi/d                       (d is in the formula)
 
 Error:      relative variance (c(rho)^d e^{rho |x+y|^2} - 1) / r, rho = 1/(1-8A), c = (1+rho)/(2 sqrt(rho)).
-Reference:  Likhosherstov et al., Chefs' Random Tables, 2022 (OPRF, FAVOR++); math/estimators 5.1.
+Reference:  Likhosherstov et al., Chefs' Random Tables, 2022 (OPRF, FAVOR++); docs/theory.md 3.
 Differs:    a third-party formula without d gives A = -2.26 where -0.23 is optimal (d = 6).
 """
 
@@ -59,7 +59,7 @@ def build(request: Request) -> FeatureMap:
 SPEC = FeatureMapSpec(
     name="gerf",
     summary="FAVOR++: positive features whose spread suits the size of |x+y| in the data.",
-    reference="Likhosherstov et al. 2022; math/estimators 5.1",
+    reference="Likhosherstov et al. 2022 (OPRF); theory 3",
     build=build,
     needs_data=True,
 )

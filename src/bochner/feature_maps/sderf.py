@@ -5,7 +5,7 @@
 with L_l, U the eigenvalues and eigenvectors of Cov(q) + Cov(k), after q - E q and k - E k.
 
 Error:      relative variance (prod c(rho_l) e^{sum rho_l s_l^2} - 1) / r, s = centred q + k.
-Reference:  Likhosherstov et al., FAVOR#, 2023 (SDERF); mean shift: math/estimators 5.3.
+Reference:  Likhosherstov et al., FAVOR#, 2023 (SDERF); mean shift: docs/theory.md 4.
 Differs:    the published form does not centre.
 """
 
@@ -52,7 +52,7 @@ def build(request: Request) -> FeatureMap:
 SPEC = FeatureMapSpec(
     name="sderf",
     summary="FAVOR#: one optimal spread per principal direction of q + k, after centring.",
-    reference="Likhosherstov et al. 2023 (SDERF); math/estimators 5.2-5.3",
+    reference="Likhosherstov et al. 2023 (SDERF); theory 4, 6",
     build=build,
     needs_data=True,
 )

@@ -43,9 +43,9 @@ class Antithetic(Projection):
     ) -> Tensor:
         """Half a draw of the base, then its negative."""
         if num_projections % 2:
+            even = f"{num_projections - 1} or {num_projections + 1}" if num_projections > 1 else "2"
             raise ValueError(
-                f"num_projections={num_projections} must be even for antithetic pairs;"
-                f" use {num_projections - 1 or 2} or {num_projections + 1}."
+                f"num_projections={num_projections} must be even for antithetic pairs; use {even}."
             )
         half = self.base.sample(shape, num_projections // 2, dim, generator)
         return torch.cat((half, -half), dim=-2)

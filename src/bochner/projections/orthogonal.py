@@ -46,7 +46,7 @@ def blocks_of(directions: Tensor, num_projections: int) -> Tensor:
 class Orthogonal(Projection):
     """Rows orthogonal within blocks of d, each N(0, I_d) on its own.
 
-    Error:      pair term e^-phi 1F1(d; d/2; phi/2) for positive features (math/estimators 3): below
+    Error:      pair term e^-phi 1F1(d; d/2; phi/2) for positive features (docs/theory.md 2): below
                 1, so the variance is below that of independent rows.
     Reference:  Yu et al., Orthogonal Random Features, 2016; Choromanski et al., 2021.
     Differs:    QR signs corrected (Haar); norms drawn independently of the directions.

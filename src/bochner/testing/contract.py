@@ -55,5 +55,5 @@ def check_feature_map(
         replicates=plan.replicates,
         comparisons=tuple(comparisons),
         checked=(*checked, *dict.fromkeys(c.failing for c in comparisons)),
-        skipped=(*skipped, *impossible),
+        skipped=tuple(dict.fromkeys((*skipped, *impossible))),
     )

@@ -28,7 +28,6 @@ from bochner.feature_maps.dark import trained_kernel, whitening_start
 from bochner.nonlinearities import Trigonometric
 from bochner.proposals import GaussianProposal
 from bochner.random_features import RandomFeatures
-from bochner.request import Request
 from bochner.transforms import Centring, LinearPair, SharedLinear
 from tests.maps import FITTED, fitted, normal, seeded
 

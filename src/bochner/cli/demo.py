@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from bochner.cli.console import output, tracked
 from bochner.cli.sources import WINDOW
@@ -28,7 +27,7 @@ from bochner.report.results import (
     to_json,
     write_text,
 )
-from bochner.report.table import markdown_table, rich_table, rows_of
+from bochner.report.table import markdown_table, rich_grid, rich_table, rows_of
 
 QUERY_STRIDE = 4
 """Errors are averaged over every 4th query of a window, each attending to all its keys."""
@@ -96,7 +95,7 @@ def run_demo(out: Path, budgets: list[int], seeds: int, *, quick: bool) -> None:
 
     console.rule("4. the model with linear attention")
     swaps = _swaps(model, tokens["evaluation"], layers["calibration"], table, budgets, seeds)
-    console.print(_swap_table(swaps))
+    console.print(rich_grid(SWAP_TITLE, *_swap_rows(swaps)))
     seconds = _model_seconds(model, tokens["evaluation"][:1], layers["calibration"], swaps)
     for name, value in seconds.items():
         console.print(f"whole model, {WINDOW} tokens, {name}: {1000 * value:.0f} ms")
@@ -111,7 +110,9 @@ def run_demo(out: Path, budgets: list[int], seeds: int, *, quick: bool) -> None:
         for m in sorted({budgets[0], budgets[-1]})
     }
     times = time_attention(layer, timed, lengths, repeats=3 if quick else 5)
-    console.print(_time_table(lengths, times, threads))
+    console.print(
+        rich_grid(f"{TIME_TITLE} ({threads} threads, float32)", *_time_rows(lengths, times))
+    )
 
     files = _write_all(
         out,
@@ -236,32 +237,11 @@ def _swap_rows(swaps: list[Swap]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _swap_table(swaps: list[Swap]) -> Table:
-    header, rows = _swap_rows(swaps)
-    result = Table(title=SWAP_TITLE, title_justify="left")
-    for index, name in enumerate(header):
-        result.add_column(name, justify="right" if index else "left")
-    for row in rows:
-        result.add_row(*row)
-    return result
-
-
 def _time_rows(
     lengths: list[int], times: dict[str, list[float]]
 ) -> tuple[list[str], list[list[str]]]:
     header = ["attention of one layer", *(f"{n:,}" for n in lengths)]
     return header, [[name, *(f"{1000 * s:.1f}" for s in row)] for name, row in times.items()]
-
-
-def _time_table(lengths: list[int], times: dict[str, list[float]], threads: int) -> Table:
-    header, rows = _time_rows(lengths, times)
-    title = f"{TIME_TITLE} ({threads} threads, float32)"
-    result = Table(title=title, title_justify="left")
-    for index, name in enumerate(header):
-        result.add_column(name, justify="right" if index else "left")
-    for row in rows:
-        result.add_row(*row)
-    return result
 
 
 def _write_all(out: Path, results: Results, title: str) -> list[Path]:

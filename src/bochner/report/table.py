@@ -50,16 +50,19 @@ def rows_of(table: Comparison) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def rich_table(table: Comparison, title: str) -> Table:
-    """Attention output error by map and budget, for the terminal."""
-    header, rows = rows_of(table)
+def rich_grid(title: str, header: list[str], rows: list[list[str]]) -> Table:
+    """A table for the terminal: first column to the left, numbers to the right; (...) rows stand out."""
     result = Table(title=title, title_justify="left")
-    result.add_column(header[0], no_wrap=True)
-    for name in header[1:]:
-        result.add_column(name, justify="right")
+    for index, name in enumerate(header):
+        result.add_column(name, justify="right" if index else "left", no_wrap=index == 0)
     for row in rows:
         result.add_row(*row, style="bold yellow" if row[0].startswith("(") else None)
     return result
+
+
+def rich_table(table: Comparison, title: str) -> Table:
+    """Attention output error by map and budget, for the terminal."""
+    return rich_grid(title, *rows_of(table))
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:

@@ -178,3 +178,15 @@ def test_check_exits_1_if_a_map_breaks_the_contract(monkeypatch: pytest.MonkeyPa
     result = run("check", "gerf")
     assert result.exit_code == 1
     assert "FAILED gerf" in result.output
+
+
+def test_recommend_on_the_pretrained_model() -> None:
+    result = run(
+        *("recommend", "--model", "minilm", "--num-features", "64", "--json", "-"),
+        *("--maps", "positive,data-aware"),
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["choice"] == "data-aware"
+    assert found["data"]["heads"] == 72
+    assert "72 heads" in found["source"]

@@ -16,8 +16,8 @@ from rich.table import Table
 import bochner as library
 from bochner.cli.console import expect_answers, output, stderr, tracked
 from bochner.cli.sources import Source, read_source
+from bochner.diagnostics import choose
 from bochner.diagnostics import compare as compare_maps
-from bochner.diagnostics import recommend as recommend_map
 from bochner.diagnostics.compare import all_names, split_name
 from bochner.projections import PROJECTIONS
 from bochner.report.results import (
@@ -184,18 +184,15 @@ def recommend(
     """Recommend a feature map for the data, with reasons; exit code 1 if nothing beats averaging."""
     labels = _labels(maps, None)
     source = read_source(file, model)
-    data = source.data
-    with stderr().status(f"measuring {len(labels)} maps ..."):
-        result = recommend_map(
-            data.q,
-            data.k,
-            data.v,
-            num_features,
-            calibration=data.calibration,
-            candidates=labels,
-            num_redraws=seeds,
-            generator=torch.Generator().manual_seed(seed),
-        )
+    table = compare_maps(
+        source.data,
+        labels,
+        [num_features],
+        num_redraws=seeds,
+        generator=torch.Generator().manual_seed(seed),
+        progress=lambda steps, total: iter(tracked(steps, "measuring", total)),
+    )
+    result = choose(table, source.data, num_features)
     output(json_file).print(str(result), highlight=False)
     _write(json_file, source, recommendation_dict(result))
     if result.choice is None:

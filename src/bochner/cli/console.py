@@ -52,7 +52,7 @@ def expect_answers(command: Callable[P, None]) -> Callable[P, None]:
 
         try:
             command(*args, **kwargs)
-        except (ValueError, TypeError, OSError, ImportError, MissingDataError) as error:
+        except (ValueError, OSError, ImportError, MissingDataError) as error:
             raise click.UsageError(str(error)) from error
 
     return run

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bochner.cli.console import output, tracked
-from bochner.cli.sources import WINDOW
-from bochner.data import QKV, demo_texts, load_minilm, token_windows
+from bochner.cli.sources import WINDOW, run_minilm
+from bochner.data import QKV
 from bochner.demonstration import (
     Swap,
     averaging_maps,
@@ -19,7 +20,7 @@ from bochner.demonstration import (
     swap_cosines,
     time_attention,
 )
-from bochner.diagnostics import Comparison, Data, Recommendation, choose, compare
+from bochner.diagnostics import Comparison, Recommendation, choose, compare
 from bochner.report.results import (
     comparison_dict,
     environment,
@@ -53,27 +54,14 @@ def run_demo(out: Path, budgets: list[int], seeds: int, *, quick: bool) -> None:
     """Compare, choose, swap, time; print all of it and write it below `out`."""
     began = time.perf_counter()
     console = output()
-    windows = {"calibration": 2 if quick else 8, "evaluation": 1 if quick else 4}
     lengths = [512, 1024, 2048] if quick else [512, 1024, 2048, 4096, 8192]
     threads = torch.get_num_threads()
 
     console.rule("1. queries, keys and values of a pretrained model")
-    from bochner.transformers import collect_qkv
-
-    model, tokenizer = load_minilm()
-    texts = demo_texts()
-    tokens = {
-        part: token_windows(tokenizer, getattr(texts, part), length=WINDOW, count=count)
-        for part, count in windows.items()
-    }
-    layers = {part: collect_qkv(model, ids) for part, ids in tokens.items()}
-    data = _all_heads(layers["calibration"], layers["evaluation"])
-    source = (
-        f"all-MiniLM-L6-v2, unmodified: {data.batch_shape[0]} heads; maps calibrated on"
-        f" {windows['calibration']}, evaluated on {windows['evaluation']} windows of {WINDOW} tokens (every"
-        f" {QUERY_STRIDE}th query, all keys)"
-    )
-    console.print(f"{source}.\nText: {texts.source}.", highlight=False)
+    run = run_minilm(calibration_windows=2 if quick else 8, evaluation_windows=1 if quick else 4)
+    layers, data = run.layers, run.data(query_stride=QUERY_STRIDE)
+    source = f"{run.label} (every {QUERY_STRIDE}th query, all keys)"
+    console.print(f"{source}.\nText: {run.text}.", highlight=False)
 
     console.rule("2. how wrong each estimator is")
     table = compare(
@@ -94,9 +82,11 @@ def run_demo(out: Path, budgets: list[int], seeds: int, *, quick: bool) -> None:
         console.print("- " + reason, highlight=False)
 
     console.rule("4. the model with linear attention")
-    swaps = _swaps(model, tokens["evaluation"], layers["calibration"], table, budgets, seeds)
+    swaps = _swaps(
+        run.model, run.windows["evaluation"], layers["calibration"], table, budgets, seeds
+    )
     console.print(rich_grid(SWAP_TITLE, *_swap_rows(swaps)))
-    seconds = _model_seconds(model, tokens["evaluation"][:1], layers["calibration"], swaps)
+    seconds = _model_seconds(run.model, run.windows["evaluation"][:1], layers["calibration"], swaps)
     for name, value in seconds.items():
         console.print(f"whole model, {WINDOW} tokens, {name}: {1000 * value:.0f} ms")
 
@@ -116,7 +106,7 @@ def run_demo(out: Path, budgets: list[int], seeds: int, *, quick: bool) -> None:
 
     files = _write_all(
         out,
-        Results(table, recommendation, swaps, seconds, lengths, times, source, texts.source),
+        Results(table, recommendation, swaps, seconds, lengths, times, source, run.text),
         title,
     )
     console.rule()
@@ -125,23 +115,18 @@ def run_demo(out: Path, budgets: list[int], seeds: int, *, quick: bool) -> None:
         console.print(f"  {file}", highlight=False, soft_wrap=True)
 
 
+@dataclass(frozen=True)
 class Results:
     """All that the demo found, for its files."""
 
-    def __init__(
-        self,
-        table: Comparison,
-        recommendation: Recommendation,
-        swaps: list[Swap],
-        model_seconds: dict[str, float],
-        lengths: list[int],
-        times: dict[str, list[float]],
-        source: str,
-        text: str,
-    ) -> None:
-        self.table, self.recommendation, self.swaps = table, recommendation, swaps
-        self.model_seconds, self.lengths, self.times = model_seconds, lengths, times
-        self.source, self.text = source, text
+    table: Comparison
+    recommendation: Recommendation
+    swaps: list[Swap]
+    model_seconds: dict[str, float]
+    lengths: list[int]
+    times: dict[str, list[float]]
+    source: str
+    text: str
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for results.json."""
@@ -164,13 +149,6 @@ class Results:
             "lengths": self.lengths,
             "attention_seconds": self.times,
         }
-
-
-def _all_heads(calibration: list[QKV], evaluation: list[QKV]) -> Data:
-    """Layers side by side as heads: q, k, v [windows, layers * heads, n, d]; every 4th query is kept."""
-    q, k, v = (torch.cat([getattr(layer, name) for layer in evaluation], 1) for name in "qkv")
-    fit_q, fit_k = (torch.cat([getattr(layer, name) for layer in calibration], 1) for name in "qk")
-    return Data(q[..., ::QUERY_STRIDE, :], k, v, (fit_q, fit_k), (q.shape[1],))
 
 
 def _swaps(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from bochner.cli.console import stderr
-from bochner.data import demo_texts, load_minilm, load_qkv, token_windows
+from bochner.data import QKV, demo_texts, load_minilm, load_qkv, token_windows
 from bochner.diagnostics import Data, DataSummary, describe
 
-CALIBRATION_WINDOWS = 8
-EVALUATION_WINDOWS = 4
 WINDOW = 512
 
 
@@ -38,39 +38,54 @@ def read_source(file: Path | None, model: str | None) -> Source:
     if file is not None:
         qkv = load_qkv(file)
         return Source(Data.of(*qkv), f"{file.name} (even positions calibrate, odd ones evaluate)")
-    return minilm_source(evaluation_windows=1)
+    run = run_minilm(calibration_windows=8, evaluation_windows=1)
+    return Source(run.data(), f"{run.label}; text: {run.text}")
 
 
-def minilm_source(
-    *,
-    calibration_windows: int = CALIBRATION_WINDOWS,
-    evaluation_windows: int = EVALUATION_WINDOWS,
-) -> Source:
-    """Queries, keys and values of every layer and head of MiniLM, on two sets of documents."""
+@dataclass(frozen=True)
+class MiniLMRun:
+    """The unmodified model on two sets of documents: its layers' queries, keys and values.
+
+    Shapes:     windows: part -> token ids [windows, 512]; layers: part -> per layer q, k, v
+                [windows, heads, 512, dim]; the parts are "calibration" and "evaluation".
+    """
+
+    model: Any
+    windows: dict[str, Tensor]
+    layers: dict[str, list[QKV]]
+    text: str
+
+    @property
+    def label(self) -> str:
+        """The sentence that says what was run."""
+        fitted, seen = (len(self.windows[part]) for part in ("calibration", "evaluation"))
+        return (
+            f"all-MiniLM-L6-v2, unmodified: {self.data().batch_shape[0]} heads; maps calibrated on"
+            f" {fitted}, evaluated on {seen} {'window' if seen == 1 else 'windows'} of {WINDOW} tokens"
+        )
+
+    def data(self, *, query_stride: int = 1) -> Data:
+        """Layers side by side as heads; every query_stride-th query is evaluated, with all keys."""
+        sides = {
+            part: [torch.cat([getattr(layer, name) for layer in found], dim=1) for name in "qkv"]
+            for part, found in self.layers.items()
+        }
+        q, k, v = sides["evaluation"]
+        fit_q, fit_k, _ = sides["calibration"]
+        return Data(q[..., ::query_stride, :], k, v, (fit_q, fit_k), (q.shape[1],))
+
+
+def run_minilm(*, calibration_windows: int, evaluation_windows: int) -> MiniLMRun:
+    """Run MiniLM on real text, different documents for the two parts."""
     from bochner.transformers import collect_qkv
 
     with stderr().status("running MiniLM on real text ..."):
         model, tokenizer = load_minilm()
         texts = demo_texts()
         counts = {"calibration": calibration_windows, "evaluation": evaluation_windows}
-        layers = {
-            part: collect_qkv(
-                model,
-                token_windows(tokenizer, getattr(texts, part), length=WINDOW, count=count),
-            )
+        windows = {
+            part: token_windows(tokenizer, getattr(texts, part), length=WINDOW, count=count)
             for part, count in counts.items()
         }
-    stacked = {
-        part: [torch.cat([getattr(layer, name) for layer in found], dim=1) for name in "qkv"]
-        for part, found in layers.items()
-    }
-    q, k, v = stacked["evaluation"]
-    heads = q.shape[1]
-    if evaluation_windows == 1:
-        q, k, v = q[0], k[0], v[0]
-    calibration = stacked["calibration"][0], stacked["calibration"][1]
-    label = (
-        f"MiniLM-L6, {heads} heads, {evaluation_windows} x {WINDOW} tokens, calibrated on"
-        f" {calibration_windows} others; text: {texts.source}"
-    )
-    return Source(Data(q, k, v, calibration, (heads,)), label)
+        layers = {part: collect_qkv(model, ids) for part, ids in windows.items()}
+    return MiniLMRun(model, windows, layers, texts.source)

@@ -185,10 +185,9 @@ def _accumulate(
     exact, uniform = _Totals(heads), _Totals(heads)
     entries = 0
     for block in kept or make_blocks():
-        seen = (
-            torch.ones_like(block.attention) if block.visible is None else block.visible.to(q.dtype)
-        )
-        entries += int(seen.sum() / math.prod(heads)) if block.visible is None else int(seen.sum())
+        shape = block.attention.shape[-2:]
+        seen = q.new_ones(shape) if block.visible is None else block.visible.to(q.dtype)
+        entries += math.prod(shape) if block.visible is None else int(block.visible.sum())
         exact.add("kernel", block.kernel.square())
         flat = (seen / seen.sum(-1, keepdim=True)).expand_as(block.attention)
         _compare(uniform, flat, block, v)

@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "bochner"
 LAYERS = [
     "validation kernels features projections moments proposals nonlinearities statistics"
-    " transforms request",
+    " transforms request directions",
     "feature_map",
     "wrapped random_features transformed algebra fitting balanced",
     "specification feature_maps catalog",

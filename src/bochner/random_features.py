@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bochner.directions import Directions
 from bochner.feature_map import FeatureMap
 from bochner.features import Features, SignedLog
 from bochner.moments import coupled_pair, log_cross_moment, log_second_moment_pairs, rho_of
 from bochner.nonlinearities import Nonlinearity
-from bochner.projections import IID
-from bochner.proposals import Proposal, StandardNormal
+from bochner.projections import IID, Projection
+from bochner.proposals import Proposal
 from bochner.request import Request
 
 
@@ -22,12 +23,14 @@ class RandomFeatures(FeatureMap):
 
     Shapes:     x [*b, n, d] -> values [*b, n, m], m = columns * r.
     Arguments:  request: sizes, kernel, projection, generator; nonlinearity: positive, hyperbolic,
-                trigonometric; proposal: the law of the directions, N(0, I) unless given.
+                trigonometric; proposal: the law of the directions, N(0, I) unless given;
+                directions: those of another map, to share them (they bring their proposal).
     Error:      unbiased (if the projection is); `relative_variance` is the closed form, exact for
                 iid, orthogonal and simplex couplings and their antithetic versions.
     Cost:       O(n d r) time, O(n m) memory.
-    Raises:     ValueError if m does not fit the columns, or if the proposal's mean is not zero for
-                an even or oscillating nonlinearity (centre the inputs instead: `Centring`).
+    Raises:     ValueError if m does not fit the columns or the shared directions, or if the
+                proposal's mean is not zero for an even or oscillating nonlinearity (centre the
+                inputs instead: `Centring`).
     Example:
         >>> from bochner.nonlinearities import Positive
         >>> g = torch.Generator().manual_seed(0)
@@ -39,11 +42,13 @@ class RandomFeatures(FeatureMap):
         True
     """
 
-    omega: Tensor
-    log_weight: Tensor | None
-
     def __init__(
-        self, request: Request, nonlinearity: Nonlinearity, proposal: Proposal | None = None
+        self,
+        request: Request,
+        nonlinearity: Nonlinearity,
+        proposal: Proposal | None = None,
+        *,
+        directions: Directions | None = None,
     ) -> None:
         super().__init__()
         self.kernel = request.kernel
@@ -51,31 +56,37 @@ class RandomFeatures(FeatureMap):
         self.num_features = request.num_features
         self.batch_shape = request.batch_shape
         self.nonlinearity = nonlinearity
-        self.projection = request.projection
-        self.proposal = StandardNormal(request.dim) if proposal is None else proposal
-        if self.proposal.dim != self.dim:
-            raise ValueError(
-                f"proposal has dim={self.proposal.dim}; the request has dim={self.dim}."
-            )
+        count = request.num_projections(nonlinearity.columns, repr(nonlinearity))
+        if directions is None:
+            directions = Directions(request, count, proposal)
+        elif proposal is not None:
+            raise ValueError("give a proposal or directions, which bring their own; not both.")
+        self.directions = directions.checked(request, count)
         if nonlinearity.even and not self.proposal.centred:
             raise ValueError(
                 f"{nonlinearity!r} needs a proposal of mean zero; centre the inputs (Centring) or use"
                 " Positive() with an Antithetic projection, which mirrors about the mean."
             )
-        self._num_projections = request.num_projections(nonlinearity.columns, repr(nonlinearity))
-        self._dtype = request.dtype
-        omega, log_weight = self._directions(request.draw(self._num_projections))
-        self.register_buffer("omega", omega)
-        self.register_buffer("log_weight", log_weight)
 
-    def _directions(self, normals: Tensor) -> tuple[Tensor, Tensor | None]:
-        normals = normals.to(self.proposal.variances.device)
-        omega, log_weight = self.proposal.shape(normals)
-        return omega.to(self._dtype), None if log_weight is None else log_weight.to(self._dtype)
+    @property
+    def omega(self) -> Tensor:
+        """The directions, [*batch_shape, r, d]."""
+        return self.directions.omega
+
+    @property
+    def proposal(self) -> Proposal:
+        """The law of the directions."""
+        return self.directions.proposal
+
+    @property
+    def projection(self) -> Projection:
+        """The coupling of the directions."""
+        return self.directions.projection
 
     def _query(self, x: Tensor) -> Features:
         omega = self.omega.to(x.dtype)
-        log_weight = None if self.log_weight is None else self.log_weight.to(x.dtype)
+        log_weight = self.directions.log_weight
+        log_weight = None if log_weight is None else log_weight.to(x.dtype)
         half_norms = 0.5 * x.square().sum(dim=-1, keepdim=True)
         point_factor = self.kernel.log_point_factor(x)
         if point_factor is not None:  # summed with ±|x|^2/2 first: the Gaussian's cancels exactly
@@ -93,14 +104,8 @@ class RandomFeatures(FeatureMap):
         return SignedLog(log, torch.ones_like(log))
 
     def resample_(self, generator: torch.Generator) -> RandomFeatures:
-        """Redraw omega from `generator`."""
-        normals = self.projection.draw(
-            self._num_projections, self.dim, generator=generator, batch_shape=self.batch_shape
-        )
-        omega, log_weight = self._directions(normals.to(self.omega.device))
-        self.omega.copy_(omega)
-        if self.log_weight is not None and log_weight is not None:
-            self.log_weight.copy_(log_weight)
+        """Redraw omega from `generator`, for every map that shares it."""
+        self.directions.resample_(generator)
         return self
 
     @property
@@ -121,7 +126,7 @@ class RandomFeatures(FeatureMap):
     @property
     def num_projections(self) -> int:
         """Rows of omega."""
-        return self._num_projections
+        return self.directions.count
 
     def draws(self) -> list[Tensor]:
         """omega."""
@@ -169,9 +174,8 @@ class RandomFeatures(FeatureMap):
 
     def _independent_directions(self) -> tuple[int, bool]:
         """Directions up to sign, and whether each is averaged with its negative."""
-        if self.projection.antithetic_base is None:
-            return self._num_projections, self.nonlinearity.even
-        return self._num_projections // 2, True
+        count, mirrored = self.directions.independent
+        return count, mirrored or self.nonlinearity.even
 
     def _coordinates(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Points in the proposal's eigenbasis, its mean taken off the queries, and rho; float64."""

@@ -173,9 +173,7 @@ def squared_kernel(request: Request, product: type[Product], *, shared: bool) ->
     """exp(x.y)^2 by two maps of 8 projections each."""
     small = replace(request, num_features=8)
     first = RandomFeatures(small, Positive())
-    second = RandomFeatures(small, Positive())
-    if shared:
-        second.omega = first.omega
+    second = RandomFeatures(small, Positive(), directions=first.directions if shared else None)
     return product(first, second)
 
 
@@ -291,17 +289,18 @@ class KeepsItsDraw(RandomFeatures):
 class OneDrawForAll(RandomFeatures):
     """The same directions for every element of batch_shape."""
 
-    def _directions(self, normals: Tensor) -> tuple[Tensor, Tensor | None]:
-        one = normals.reshape(-1, *normals.shape[-2:])[0]
-        return super()._directions(one.expand(normals.shape).clone())
+    def __init__(self, request: Request, nonlinearity: Nonlinearity) -> None:
+        super().__init__(request, nonlinearity)
+        one = self.omega.reshape(-1, *self.omega.shape[-2:])[0]
+        self.directions.omega = one.expand(self.omega.shape).clone()
 
 
 class ForgetsItsState(RandomFeatures):
     def __init__(self, request: Request, nonlinearity: Nonlinearity) -> None:
         super().__init__(request, nonlinearity)
         omega = self.omega
-        del self.omega
-        self.register_buffer("omega", omega, persistent=False)
+        del self.directions.omega
+        self.directions.register_buffer("omega", omega, persistent=False)
 
 
 class HalfPrecision(RandomFeatures):
@@ -342,8 +341,9 @@ class Writes(RandomFeatures):
 class Ignored(RandomFeatures):
     """Its own randomness instead of the generator's."""
 
-    def _directions(self, normals: Tensor) -> tuple[Tensor, Tensor | None]:
-        return super()._directions(torch.randn(normals.shape, dtype=torch.float64))
+    def __init__(self, request: Request, nonlinearity: Nonlinearity) -> None:
+        super().__init__(request, nonlinearity)
+        self.directions.omega = torch.randn(self.omega.shape, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(

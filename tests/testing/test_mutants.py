@@ -266,9 +266,9 @@ class ForgetsCoupling(RandomFeatures):
     """The variance of independent directions for orthogonal ones."""
 
     def relative_variance(self, x: Tensor, y: Tensor) -> Tensor | None:
-        kept, self.projection = self.projection, IID()
+        kept, self.directions.projection = self.directions.projection, IID()
         found = super().relative_variance(x, y)
-        self.projection = kept
+        self.directions.projection = kept
         return found
 
 

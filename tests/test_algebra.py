@@ -13,6 +13,9 @@ from torch import Tensor
 from bochner.algebra import Constant, Product, Scaled, Sum, share_draws
 from bochner.catalog import make
 from bochner.feature_map import FeatureMap
+from bochner.nonlinearities import Hyperbolic
+from bochner.random_features import RandomFeatures
+from bochner.request import Request
 from tests.naive import covariance_is, mean_is, variance_is
 
 
@@ -197,19 +200,33 @@ def test_a_hybrid_with_a_random_weight_is_unbiased(generator) -> None:
     assert hybrid.unbiased
     x, y = points(generator, 2), points(generator, 2)
     assert torch.allclose(hybrid.log_exact(x, y).log_abs, x @ y.mT, atol=1e-12)
-    assert hybrid.relative_variance(x, y) is None  # the summands share lam
     found = draws(hybrid, x, y)
+    declared = hybrid.relative_variance(x, y).reshape(-1, 2, 2)[0]  # the summands share lam
     for i in range(2):
         for j in range(2):
             mean_is(found[:, i, j], 1.0, see=0.05)
+            variance_is(found[:, i, j], float(declared[i, j]), see=0.5)
 
 
-def test_a_sum_of_dependent_parts_gives_no_variance(generator) -> None:
-    a = part("positive", generator)
-    x = points(generator)
-    assert (a + a).relative_variance(x, x) is None
-    assert (a + a).relative_covariance(x, x) is None
-    assert (a + part("positive", generator)).relative_variance(x, x) is not None
+def test_dependent_parts_count_their_covariance(generator) -> None:
+    a, b = part("positive", generator), part("positive", generator)
+    x, y = points(generator), points(generator)
+    whole = a.relative_variance(x, y)
+    grid = a.relative_covariance(x, y)
+    for same, factor in ((a + a, 1.0), (a - 3.0 * a, 1.0), (a + b, 0.5), (2.0 * a - b + a, 2.5)):
+        assert torch.allclose(same.relative_variance(x, y), factor * whole, rtol=1e-10)
+        assert torch.allclose(same.relative_covariance(x, y), factor * grid, rtol=1e-10)
+
+
+def test_parts_whose_dependence_has_no_theory_give_no_variance(generator) -> None:
+    orthogonal = part("positive", generator, projection="orthogonal")
+    request = Request(
+        dim=3, num_features=12, projection=orthogonal.projection, generator=generator
+    )
+    even = RandomFeatures(request, Hyperbolic(), directions=orthogonal.directions)
+    a, x = part("positive", generator), points(generator)
+    assert (orthogonal + even).relative_variance(x, x) is None
+    assert (orthogonal + even).relative_covariance(x, x) is None
     sobol = part("positive", generator, projection="sobol")
     assert (a + sobol).relative_variance(x, x) is None
     assert (a * sobol).relative_variance(x, x) is None

@@ -9,12 +9,14 @@ SOURCE = Path(__file__).parents[1] / "src" / "bochner"
 LAYERS = [
     "validation kernels features projections moments proposals nonlinearities statistics"
     " transforms request directions",
-    "feature_map",
-    "wrapped random_features transformed algebra fitting balanced",
+    "feature_map dependence exponents",
+    "wrapped random_features exponential_pairs transformed exponential pair_matrices",
+    "switches expressions",
+    "algebra fitting balanced hybrids clusters",
     "specification feature_maps catalog",
-    "testing attention structured sampling sklearn",
+    "testing attention structured sampling sklearn worst_case",
     "diagnostics calibration",
-    "data transformers demonstration report cli",
+    "data transformers demonstration report reproduce cli",
 ]
 """Files and folders of src/bochner, from the ground up (design: the data flow runs one way)."""
 LONGEST = 400

@@ -14,33 +14,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bochner.feature_map import FeatureMap
+from bochner.dependence import share_draws
+from bochner.expressions import relative_covariance, relative_variance
+from bochner.feature_map import FeatureMap, Monomial
 from bochner.features import Features, SignedLog
 from bochner.kernels import Softmax
+from bochner.switches import Switch
 from bochner.wrapped import WrappedMap
-
-
-def share_draws(a: FeatureMap, b: FeatureMap) -> bool:
-    """Whether two maps hold the same random numbers: one tensor, equal ones, or the same directions.
-
-    One seed gives maps of different sizes, nonlinearities or spreads the same first directions; other
-    dependence (two couplings of one seed) is not seen.
-    """
-    return any(_same_draw(s, t) for s in a.draws() for t in b.draws())
-
-
-def _same_draw(s: Tensor, t: Tensor) -> bool:
-    if s.data_ptr() == t.data_ptr() or (s.shape == t.shape and torch.equal(s, t)):
-        return True
-    if min(s.ndim, t.ndim) < 2 or s.shape[-1] != t.shape[-1]:
-        return False
-    count, dim = min(s.shape[-2], t.shape[-2], 8), s.shape[-1]
-    first, other = (u.detach().reshape(-1, *u.shape[-2:])[0, :count].double() for u in (s, t))
-    if count * (dim - 1) < 3:  # too few angles: parallel by chance
-        return torch.equal(first, other)
-    if bool((first[0].abs().sort().values.diff() == 0).any()):  # so are rows of random signs
-        return False
-    return bool((torch.cosine_similarity(first, other.to(first.device), dim=-1) > 1 - 1e-6).all())
 
 
 class Constant(FeatureMap):
@@ -76,6 +56,10 @@ class Constant(FeatureMap):
     def draws(self) -> list[Tensor]:
         """None."""
         return []
+
+    def monomials(self) -> list[Monomial]:
+        """An empty product."""
+        return [Monomial(1.0, ())]
 
     def relative_variance(self, x: Tensor, y: Tensor) -> Tensor | None:
         """Zero."""
@@ -148,12 +132,20 @@ class Composite(FeatureMap):
         """Those of all parts."""
         return [draw for p in self.maps for draw in p.draws()]
 
+    def relative_variance(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """From the moments of the parts, their dependence included (`bochner.expressions`)."""
+        return relative_variance(self, x, y)
+
+    def relative_covariance(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """From the moments of the parts, their dependence included."""
+        return relative_covariance(self, x, y)
+
 
 class Sum(Composite):
     """Estimates the sum of what its parts estimate; num_features add up.
 
-    Error:      with independent draws the variances add; with shared draws `relative_variance` is
-                None (the covariance depends on the parts).
+    Error:      with independent draws the variances add; with shared draws the covariance counts,
+                where theory has it (independent directions), and `relative_variance` is None else.
     Example:
         >>> import bochner
         >>> g = torch.Generator().manual_seed(0)
@@ -176,37 +168,17 @@ class Sum(Composite):
 
     def log_exact(self, x: Tensor, y: Tensor) -> SignedLog:
         """Signed log-sum of the parts' exact values."""
-        logs = torch.broadcast_tensors(*(p.log_exact(x, y).log_abs for p in self.maps))
-        signs = torch.broadcast_tensors(*(p.log_exact(x, y).sign for p in self.maps))
-        stacked, sign = torch.stack(logs), torch.stack(signs)
+        exact = [p.log_exact(x, y) for p in self.maps]
+        stacked = torch.stack(torch.broadcast_tensors(*(e.log_abs for e in exact)))
+        sign = torch.stack(torch.broadcast_tensors(*(e.sign for e in exact)))
         top = stacked.amax(0)
+        top = torch.where(torch.isinf(top), 0.0, top)  # all parts 0
         total = (sign * torch.exp(stacked - top)).sum(0)
         return SignedLog(torch.log(total.abs()) + top, torch.sign(total))
 
-    def relative_variance(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """Sum of (K_part / K)^2 times the parts' relative variances."""
-        return self._combine(x, y, [p.relative_variance(x, y) for p in self.maps], grid=False)
-
-    def relative_covariance(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """Sum of (K_part / K)_ij (K_part / K)_ik times the parts' relative covariances."""
-        return self._combine(x, y, [p.relative_covariance(x, y) for p in self.maps], grid=True)
-
-    def _combine(
-        self, x: Tensor, y: Tensor, parts: list[Tensor | None], *, grid: bool
-    ) -> Tensor | None:
-        if not self.independent:
-            return None
-        total: Tensor | None = None
-        x, y = x.double(), y.double()
-        whole = self.log_exact(x, y)
-        for part, value in zip(self.maps, parts, strict=True):
-            if value is None:
-                return None
-            own = part.log_exact(x, y)
-            share = own.sign * whole.sign * torch.exp(own.log_abs - whole.log_abs)
-            weight = share.unsqueeze(-1) * share.unsqueeze(-2) if grid else share.square()
-            total = weight * value if total is None else total + weight * value
-        return total
+    def monomials(self) -> list[Monomial]:
+        """Those of all parts."""
+        return [m for p in self.maps for m in p.monomials()]
 
 
 class Product(Composite):
@@ -246,13 +218,16 @@ class Product(Composite):
             log_abs, sign = log_abs + other.log_abs, sign * other.sign
         return SignedLog(log_abs, sign)
 
-    def relative_variance(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """prod(1 + v) - 1."""
-        return _product_minus_one([p.relative_variance(x, y) for p in self.maps])
-
-    def relative_covariance(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """prod(1 + c) - 1."""
-        return _product_minus_one([p.relative_covariance(x, y) for p in self.maps])
+    def monomials(self) -> list[Monomial]:
+        """Every choice of one monomial from each part, multiplied."""
+        found = [Monomial(1.0, ())]
+        for part in self.maps:
+            found = [
+                Monomial(a.weight * b.weight, a.leaves + b.leaves)
+                for a in found
+                for b in part.monomials()
+            ]
+        return found
 
 
 class Scaled(WrappedMap):
@@ -288,6 +263,10 @@ class Scaled(WrappedMap):
     def symmetric(self) -> bool:
         """If the weight is positive and the inner map symmetric."""
         return self.weight > 0 and self.inner.symmetric
+
+    def monomials(self) -> list[Monomial]:
+        """The inner map's, times the weight."""
+        return [Monomial(self.weight * m.weight, m.leaves) for m in self.inner.monomials()]
 
     def relative_variance(self, x: Tensor, y: Tensor) -> Tensor | None:
         """The inner map's: a weight changes nothing relative."""
@@ -327,15 +306,6 @@ def _outer(parts: list[Features]) -> Features:
     return result
 
 
-def _product_minus_one(parts: list[Tensor | None]) -> Tensor | None:
-    log_total: Tensor | float = 0.0
-    for part in parts:
-        if part is None:
-            return None
-        log_total = log_total + torch.log1p(part)
-    return torch.expm1(torch.as_tensor(log_total))
-
-
 def _as_map(value: FeatureMap | float, dim: int) -> FeatureMap:
     if isinstance(value, FeatureMap):
         return value
@@ -351,6 +321,8 @@ def _subtract(self: FeatureMap, other: FeatureMap | float) -> FeatureMap:
 
 
 def _subtract_from(self: FeatureMap, other: float) -> FeatureMap:
+    if other == 1.0 and isinstance(self, Switch):
+        return self.complement()  # 1 - lambda: fewer columns, and its moments do not cancel
     return Sum(_as_map(other, self.dim), Scaled(-1.0, self))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,13 @@ from bochner.validation import check_batch, check_finite, check_points
 def compute_dtype(x: Tensor) -> torch.dtype:
     """float64 stays; everything else is computed in float32 (logits in half precision are wrong)."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+class Monomial(NamedTuple):
+    """weight * the product of independently drawn estimators."""
+
+    weight: float
+    leaves: tuple[FeatureMap, ...]
 
 
 class FeatureMap(nn.Module, ABC):
@@ -89,6 +97,35 @@ class FeatureMap(nn.Module, ABC):
         """
         return None
 
+    # -- what closed forms of expressions ask (bochner.expressions) ----------------------------------
+    def monomials(self) -> list[Monomial]:
+        """This map as a sum of products of estimators; one estimator, unless it is an expression."""
+        return [Monomial(1.0, (self,))]
+
+    def unit_mean(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(log u, E[estimate] / u) for all pairs, u > 0 a unit in which this map's moments are
+        moderate: |exact| unless the exact value can be 0."""
+        log_abs, sign = self.log_exact(x, y)
+        return log_abs, sign
+
+    def covariance_with(
+        self, other: FeatureMap, x: Tensor, y: Tensor, *, grid: bool
+    ) -> Tensor | None:
+        """Cov[this estimate, the other's] in the units of `unit_mean`, for dependent maps.
+
+        Shapes:     of the same pair [*b, n, n'], or with grid of (i, j) and (i, k) [*b, n, n', n'];
+                    float64; None where theory has none.
+        """
+        if other is not self:
+            return None
+        if not grid:
+            return self.relative_variance(x, y)
+        covariance = self.relative_covariance(x, y)
+        if covariance is None:
+            return None
+        sign = self.log_exact(x, y).sign
+        return covariance * sign.unsqueeze(-1) * sign.unsqueeze(-2)
+
     # -- what users call ---------------------------------------------------------------------------
     def query(self, x: Tensor) -> Features:
         """Features of queries: x [*b, n, d] -> Features [*b, n, m]."""
@@ -103,8 +140,11 @@ class FeatureMap(nn.Module, ABC):
         queries, keys = self.query(x), self.key(y)
         if self.positive:
             return log_inner(queries, keys).value()
+        products = value_products(queries, keys)
         scale = queries.log_scale + keys.log_scale.transpose(-1, -2)
-        return value_products(queries, keys) * torch.exp(scale)
+        # a product that underflowed stays 0, as in `log_estimate`, also where exp(scale) is inf
+        lost = (products == 0) & (scale > math.log(torch.finfo(scale.dtype).max))
+        return products * torch.exp(scale.masked_fill(lost, 0.0))
 
     def log_estimate(self, x: Tensor, y: Tensor) -> SignedLog:
         """The estimates as signed logarithms: of any size, never overflowing."""

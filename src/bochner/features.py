@@ -60,8 +60,12 @@ class Features:
 
     @classmethod
     def from_scaled_logs(cls, log_features: Tensor, log_scale: Tensor) -> Features:
-        """Positive features exp(log_features + log_scale); the row maximum moves into the scale."""
+        """Positive features exp(log_features + log_scale); the row maximum moves into the scale.
+
+        A logarithm of -inf is a feature that is 0; a row may hold nothing else.
+        """
         shift = log_features.detach().amax(dim=-1, keepdim=True)
+        shift = torch.where(shift == -math.inf, 0.0, shift)
         features = cls.__new__(cls)
         features._values = None
         features.log_values = log_features - shift

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from bochner.directions import Directions
+from bochner.exponential_pairs import exponential_covariance
 from bochner.feature_map import FeatureMap
 from bochner.features import Features, SignedLog
 from bochner.moments import coupled_pair, log_cross_moment, log_second_moment_pairs, rho_of
 from bochner.nonlinearities import Nonlinearity
 from bochner.projections import IID, Projection
-from bochner.proposals import Proposal
+from bochner.proposals import Proposal, StandardNormal
 from bochner.request import Request
 
 
@@ -171,6 +172,24 @@ class RandomFeatures(FeatureMap):
             sums, sums, rho.unsqueeze(-2), oscillating=oscillating, even=even
         )
         return torch.expm1(log_moment) / directions
+
+    def exponents(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, bool] | None:
+        """(query points, key points, even) with s_ij = query_i + key_j, such that one estimate is
+        K Re exp(omega.s - s.s/2), averaged over ±omega if even; None for another proposal."""
+        if not isinstance(self.proposal, StandardNormal):
+            return None
+        unit = 1j if self.nonlinearity.oscillating else 1.0
+        key = -unit if self.nonlinearity.oscillating else unit
+        _, even = self._independent_directions()
+        return unit * x.to(torch.complex128), key * y.to(torch.complex128), even
+
+    def covariance_with(
+        self, other: FeatureMap, x: Tensor, y: Tensor, *, grid: bool
+    ) -> Tensor | None:
+        """With any exponential estimator on the same independent directions (theory 8)."""
+        if other is self:
+            return super().covariance_with(other, x, y, grid=grid)
+        return exponential_covariance(self, other, x, y, grid=grid)
 
     def _independent_directions(self) -> tuple[int, bool]:
         """Directions up to sign, and whether each is averaged with its negative."""

@@ -68,6 +68,10 @@ class Request:
         """The same request for inputs of another dimension."""
         return replace(self, dim=dim)
 
+    def with_features(self, num_features: int) -> Request:
+        """The same request for another budget."""
+        return replace(self, num_features=num_features)
+
     def num_projections(self, columns: int, what: str) -> int:
         """num_features / columns, or an error that says which budgets work."""
         if self.num_features % columns:

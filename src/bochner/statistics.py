@@ -121,7 +121,7 @@ class AttentionMoments:
         check_leading("queries", queries, batch_shape)
         q, k = queries.detach(), keys.detach()
         pooled_count = math.prod(q.shape[: q.ndim - 2 - len(batch_shape)])
-        q = _evenly(q, max(1, _MAX_FIT_QUERIES // pooled_count))
+        q = evenly(q, max(1, _MAX_FIT_QUERIES // pooled_count))
         rows = max(1, min(512, (1 << 21) // (k.shape[-2] * math.prod(k.shape[:-2]))))
         sum_s = torch.zeros(*q.shape[:-2], q.shape[-1], dtype=torch.float64, device=q.device)
         sum_ss = torch.zeros(*sum_s.shape, q.shape[-1], dtype=torch.float64, device=q.device)
@@ -147,7 +147,7 @@ class AttentionMoments:
         return cls(mean, 0.5 * (covariance + covariance.transpose(-1, -2)))
 
 
-def _evenly(x: Tensor, count: int) -> Tensor:
+def evenly(x: Tensor, count: int) -> Tensor:
     """At most `count` evenly spaced positions of x [*b, n, d]."""
     if x.shape[-2] <= count:
         return x

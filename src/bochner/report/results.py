@@ -88,7 +88,7 @@ def recommendation_dict(recommendation: Recommendation) -> dict[str, Any]:
 
 def to_json(result: dict[str, Any]) -> str:
     """Strict JSON: infinities and NaN become null."""
-    return json.dumps(_finite(result), indent=2, allow_nan=False)
+    return json.dumps(finite(result), indent=2, allow_nan=False)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -98,11 +98,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with infinities and NaN, at any depth, replaced by None."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

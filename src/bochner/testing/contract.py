@@ -33,7 +33,7 @@ def check_feature_map(
         spec: a FeatureMapSpec, or the name of one in the catalogue.
         projection: None takes the specification's own default.
         kernel: "softmax" or "gaussian".
-        plan: sizes of the statistical part; None takes `Plan.of(projection)`.
+        plan: sizes of the statistical part; None takes `Plan.of(projection, spec.columns)`.
     Raises:     ContractError, an AssertionError whose `failing` names the property.
     Example:
         >>> report = check_feature_map("hyperbolic", plan=Plan(dims=(3,), replicates=10_000))
@@ -42,7 +42,7 @@ def check_feature_map(
     """
     chosen = spec_by_name(spec) if isinstance(spec, str) else spec
     drawn = chosen.default_projection if projection is None else projection_from_name(projection)
-    plan = Plan.of(drawn) if plan is None else plan
+    plan = Plan.of(drawn, chosen.columns) if plan is None else plan
     subject = Subject(chosen, drawn, kernel_from_name(kernel), plan.seed)
     with torch.no_grad():
         checked, skipped = check_declarations(subject)

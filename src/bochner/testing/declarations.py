@@ -93,7 +93,7 @@ def dtypes(subject: Subject, dim: int) -> str | None:
 
 
 def positive(subject: Subject, dim: int) -> str | None:
-    """A map that declares itself positive has positive features and estimates."""
+    """A map that declares itself positive has positive estimates and no negative feature."""
     phi = subject.build(dim, NUM_FEATURES)
     x, y = points(dim)
     require(
@@ -111,10 +111,9 @@ def positive(subject: Subject, dim: int) -> str | None:
     if not phi.positive:
         return None
     lowest = min(float(f.materialise().min()) for f in (phi.query(x), phi.key(y)))
-    lowest = min(lowest, float(phi.estimate(x, y).min()))
-    require(
-        lowest > 0, "positive", f"{subject} declares positive; a feature or estimate is {lowest}."
-    )
+    require(lowest >= 0, "positive", f"{subject} declares positive; a feature is {lowest}.")
+    lowest = float(phi.estimate(x, y).min())
+    require(lowest > 0, "positive", f"{subject} declares positive; an estimate is {lowest}.")
     log_values = (phi.query(x).log_values, phi.key(y).log_values)
     require(
         None not in log_values,

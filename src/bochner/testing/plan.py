@@ -30,12 +30,13 @@ class Plan:
     seed: int = 20_240_229
 
     @classmethod
-    def of(cls, projection: Projection) -> Plan:
-        """The default plan; few but long draws for Sobol, whose scrambling has no batched form."""
+    def of(cls, projection: Projection, columns: int = 1) -> Plan:
+        """The default plan; few but long draws for Sobol, whose scrambling has no batched form: at least
+        32 projections, for a map that spends `columns` on one."""
         base = projection.antithetic_base or projection
         if isinstance(base, Sobol):
-            return cls(num_features=256, replicates=1_000)
-        return cls()
+            return cls(num_features=max(256, 32 * columns), replicates=1_000)
+        return cls(num_features=8 if columns <= 2 else 16)  # two projections are too few to see 5 %
 
 
 @dataclass(frozen=True)

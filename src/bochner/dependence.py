@@ -1,0 +1,31 @@
+"""Whether two feature maps were drawn together: what products refuse and closed forms have to know."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bochner.feature_map import FeatureMap
+
+
+def share_draws(a: FeatureMap, b: FeatureMap) -> bool:
+    """Whether two maps hold the same random numbers: one tensor, equal ones, or the same directions.
+
+    One seed gives maps of different sizes, nonlinearities or spreads the same first directions; other
+    dependence (two couplings of one seed) is not seen.
+    """
+    return any(_same_draw(s, t) for s in a.draws() for t in b.draws())
+
+
+def _same_draw(s: Tensor, t: Tensor) -> bool:
+    if s.data_ptr() == t.data_ptr() or (s.shape == t.shape and torch.equal(s, t)):
+        return True
+    if min(s.ndim, t.ndim) < 2 or s.shape[-1] != t.shape[-1]:
+        return False
+    count, dim = min(s.shape[-2], t.shape[-2], 8), s.shape[-1]
+    first, other = (u.detach().reshape(-1, *u.shape[-2:])[0, :count].double() for u in (s, t))
+    if count * (dim - 1) < 3:  # too few angles: parallel by chance
+        return torch.equal(first, other)
+    if bool((first[0].abs().sort().values.diff() == 0).any()):  # so are rows of random signs
+        return False
+    return bool((torch.cosine_similarity(first, other.to(first.device), dim=-1) > 1 - 1e-6).all())

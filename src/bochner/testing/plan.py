@@ -36,7 +36,7 @@ class Plan:
         base = projection.antithetic_base or projection
         if isinstance(base, Sobol):
             return cls(num_features=max(256, 32 * columns), replicates=1_000)
-        return cls(num_features=8 if columns <= 2 else 16)  # two projections are too few to see 5 %
+        return cls(replicates=80_000 if 2 < columns <= 8 else 40_000)  # 8 columns: few projections
 
 
 @dataclass(frozen=True)

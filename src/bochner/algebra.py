@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bochner.dependence import share_draws
+from bochner.dependence import count_distinct, share_draws
 from bochner.expressions import relative_covariance, relative_variance
 from bochner.feature_map import FeatureMap, Monomial
 from bochner.features import Features, SignedLog
@@ -125,8 +125,8 @@ class Composite(FeatureMap):
 
     @property
     def num_projections(self) -> int:
-        """All directions drawn, over all parts."""
-        return sum(p.num_projections for p in self.maps)
+        """All directions drawn, those that parts share counted once."""
+        return count_distinct(self.draws())
 
     def draws(self) -> list[Tensor]:
         """Those of all parts."""

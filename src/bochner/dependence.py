@@ -17,6 +17,12 @@ def share_draws(a: FeatureMap, b: FeatureMap) -> bool:
     return any(_same_draw(s, t) for s in a.draws() for t in b.draws())
 
 
+def count_distinct(draws: list[Tensor]) -> int:
+    """Random directions in a list of draws, those that several maps share counted once."""
+    distinct = {draw.data_ptr(): draw.shape[-2] for draw in draws}
+    return sum(distinct.values())
+
+
 def _same_draw(s: Tensor, t: Tensor) -> bool:
     if s.data_ptr() == t.data_ptr() or (s.shape == t.shape and torch.equal(s, t)):
         return True

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bochner.dependence import share_draws
+from bochner.dependence import count_distinct, share_draws
 from bochner.feature_map import FeatureMap
 from bochner.features import Features, SignedLog
 
@@ -157,8 +157,8 @@ class Complement(Switch):
 
     @property
     def num_projections(self) -> int:
-        """Those of the switches."""
-        return sum(s.num_projections for s in self.parts)
+        """Those of the switches, shared ones counted once."""
+        return count_distinct(self.draws())
 
     def draws(self) -> list[Tensor]:
         """Those of the switches."""

@@ -6,10 +6,18 @@ from torch import Tensor
 import bochner
 from bochner.feature_map import FeatureMap
 from bochner.fitting import UnfittedMap
+from bochner.projections import projection_from_name
 
 NAMES = tuple(bochner.specs())
 POSITIVE = tuple(n for n in NAMES if bochner.spec(n).positive)
 FITTED = tuple(n for n in NAMES if bochner.spec(n).needs_data)
+
+
+def budget(name: str, num_features: int, projection: str | None = None) -> int:
+    """The smallest num_features from here on that the map can be made with."""
+    coupling = None if projection is None else projection_from_name(projection)
+    unit = bochner.spec(name).smallest_budget(coupling)
+    return -(-num_features // unit) * unit
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -41,11 +49,14 @@ def fitted(
     scale: float = 0.5,
     dtype: torch.dtype = torch.float64,
 ) -> FeatureMap:
-    """The map of a SPEC; data-aware ones are fitted to anisotropic queries and keys with means."""
+    """The map of a SPEC; data-aware ones are fitted to anisotropic queries and keys with means.
+
+    num_features is rounded up to what the map can be made with (`budget`).
+    """
     phi = bochner.make(
         name,
         dim=dim,
-        num_features=num_features,
+        num_features=budget(name, num_features, projection),
         kernel=kernel,
         projection=projection,
         batch_shape=batch_shape,

@@ -6,6 +6,7 @@ Reference:  Choromanski et al., Hybrid Random Features, 2022 (k-means on standar
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,23 +42,30 @@ class Clusters:
         """k-means of points [*b, *batch, n, d], pooled over what is not in batch_shape.
 
         Coordinates are divided by their deviation first and the centres brought back. A cluster that
-        loses all its points takes the mean and squares of all points. Heads that are views of the same
+        has no points (there may be fewer distinct points than clusters) takes the mean and squares of
+        all, and no new point ever falls into it. Heads that are views of the same
         data (an expanded batch) are clustered once.
 
-        Raises:     ValueError for fewer distinct points than clusters, for NaN and for wrong shapes.
+        Raises:     ValueError for a count below 1, NaN and wrong shapes.
         Cost:       O(iterations n p d) per head.
         """
         check_count(f"number of clusters of {name}", count)
         x = _distinct(pooled(name, points.detach(), batch_shape)).double()
         flat = x.reshape(-1, *x.shape[-2:])
         seeds = torch.randint(2**31, (len(flat),), generator=generator).tolist()
-        found = [_cluster(name, h, count, seed) for h, seed in zip(flat, seeds, strict=True)]
+        found = [_cluster(h, count, seed) for h, seed in zip(flat, seeds, strict=True)]
         centres, means, squares = (
             torch.stack(parts).reshape(*x.shape[:-2], count, x.shape[-1])
             for parts in zip(*found, strict=True)
         )
         whole = (*batch_shape, count, x.shape[-1])
         return cls(centres.expand(whole), means.expand(whole), squares.expand(whole))
+
+    def shifted(self, centre: Tensor) -> Clusters:
+        """The clusters of points - centre, [*batch, d]."""
+        shift = centre.unsqueeze(-2)
+        squares = self.squares - 2.0 * shift * self.means + shift.square()
+        return Clusters(self.centres - shift, self.means - shift, squares.clamp_min(0.0))
 
     def cluster(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Centre, mean and mean squares of one cluster, [*batch, d] each."""
@@ -76,16 +84,18 @@ def _distinct(x: Tensor) -> Tensor:
     return x
 
 
-def _cluster(name: str, x: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def _cluster(x: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Centres, means and squares [p, d] of one head's points [n, d]."""
-    if len(torch.unique(x, dim=0)) < count:
-        raise ValueError(
-            f"{name} has fewer than {count} distinct points; {count} clusters need as many."
-        )
     deviation = x.std(dim=0, correction=0)
     deviation = torch.where(deviation > 0, deviation, 1.0)
     data = (x / deviation).cpu().numpy()
-    scaled, _ = kmeans2(data, count, minit="++", rng=np.random.default_rng(seed))
+    distinct = np.unique(data, axis=0)
+    if len(distinct) <= count:  # every point its own cluster, the others empty
+        scaled = np.concatenate([distinct, np.repeat(distinct[:1], count - len(distinct), axis=0)])
+    else:
+        with warnings.catch_warnings():  # an empty cluster is no fault here
+            warnings.filterwarnings("ignore", "One of the clusters is empty")
+            scaled, _ = kmeans2(data, count, minit="++", rng=np.random.default_rng(seed))
     centres = torch.from_numpy(scaled).to(x.device) * deviation
     label = torch.cdist(x, centres).argmin(-1)
     members = torch.nn.functional.one_hot(label, count).double()
@@ -93,4 +103,4 @@ def _cluster(name: str, x: Tensor, count: int, seed: int) -> tuple[Tensor, Tenso
     empty = sizes == 0
     means = torch.where(empty, x.mean(0), members.T @ x / sizes.clamp_min(1))
     squares = torch.where(empty, x.square().mean(0), members.T @ x.square() / sizes.clamp_min(1))
-    return torch.where(empty, x.mean(0), centres), means, squares
+    return centres, means, squares

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from bochner import AttentionState, describe, linear_attention, make, measure, predict, step
 from bochner.features import log_inner
 from tests.attention.dense import dense
-from tests.maps import FITTED, NAMES, fitted, normal, on_sphere, seeded
+from tests.maps import FITTED, NAMES, budget, fitted, normal, on_sphere, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::bochner.attention.DenominatorWarning")
 
@@ -101,9 +101,10 @@ def test_autocast_changes_nothing_inside(name: str) -> None:
 def test_fitting_under_autocast(name: str) -> None:
     """Calibration data come from a model that runs under autocast."""
     q, k = (normal(70, 4, seed=s, dtype=torch.float32) for s in (1, 2))
-    plain = make(name, dim=4, num_features=8, generator=seeded(0)).fit(q, k)
+    m = budget(name, 8)
+    plain = make(name, dim=4, num_features=m, generator=seeded(0)).fit(q, k)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = make(name, dim=4, num_features=8, generator=seeded(0)).fit(q, k)
+        cast = make(name, dim=4, num_features=m, generator=seeded(0)).fit(q, k)
     for key, value in plain.state_dict().items():
         assert torch.equal(cast.state_dict()[key], value), key
 

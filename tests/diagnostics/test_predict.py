@@ -9,6 +9,9 @@ from torch import Tensor
 from bochner import Constant, make, measure, predict
 from bochner.diagnostics import Prediction
 from bochner.feature_map import FeatureMap
+from bochner.nonlinearities import Hyperbolic
+from bochner.random_features import RandomFeatures
+from bochner.request import Request
 from tests.maps import NAMES, fitted, normal, on_sphere, seeded
 
 
@@ -92,11 +95,13 @@ def test_none_where_theory_has_none(projection: str) -> None:
     assert (predict(phi, q, k, v) is None) == expected
 
 
-def test_none_for_a_sum_of_dependent_maps() -> None:
+def test_none_for_a_sum_whose_dependence_has_no_theory() -> None:
     phi = make("positive", dim=4, num_features=16, generator=seeded(0))
+    request = Request(dim=4, num_features=32, projection=phi.projection)
+    even = RandomFeatures(request, Hyperbolic(), directions=phi.directions)
     q, k, v = (normal(9, 4, seed=s) for s in (1, 2, 3))
-    assert predict(phi + phi, q, k, v) is None
-    assert predict(phi, q, k, v) is not None
+    assert predict(phi + even, q, k, v) is None
+    assert predict(phi + phi, q, k, v) is not None
 
 
 def test_a_map_with_another_kernel_is_charged_for_it() -> None:

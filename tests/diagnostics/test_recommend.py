@@ -57,7 +57,7 @@ def test_says_so_when_nothing_beats_averaging() -> None:
 
 def test_the_table_is_sorted_and_complete() -> None:
     q, k, v = _anisotropic(heads=1, length=60)
-    choice = recommend(q, k, v, 16, num_redraws=2, generator=seeded(0))
+    choice = recommend(q, k, v, 32, num_redraws=2, generator=seeded(0))
     errors = [c.output_error for c in choice.candidates]
     assert errors == sorted(errors)
     names = {name for name, s in bochner.specs().items() if not s.changes_kernel}
@@ -71,13 +71,25 @@ def test_the_table_is_sorted_and_complete() -> None:
 
 def test_maps_that_cannot_be_tried_are_listed_with_the_reason() -> None:
     q, k, v = _anisotropic(heads=1, length=60)
-    choice = recommend(q, k, v, 15, num_redraws=2, generator=seeded(0))
-    assert "trigonometric, num_features=15" in choice.skipped
-    assert "must be a multiple of 2" in choice.skipped["trigonometric, num_features=15"]
-    assert "Antithetic" in choice.skipped["data-aware, num_features=15"]
-    assert {c.name for c in choice.candidates} == {"positive", "gerf", "sderf", "aderf"}
+    choice = recommend(q, k, v, 1, num_redraws=2, generator=seeded(0))
+    assert "trigonometric, num_features=1" in choice.skipped
+    assert "must be a multiple of 2" in choice.skipped["trigonometric, num_features=1"]
+    assert "Antithetic" in choice.skipped["data-aware, num_features=1"]
+    single = {"positive", "gerf", "sderf", "aderf", "balanced-exponential"}
+    assert {c.name for c in choice.candidates} == single
     with pytest.raises(ValueError, match="no feature map could be tried: .*multiple of 2"):
-        recommend(q, k, v, 15, candidates=["trigonometric"])
+        recommend(q, k, v, 1, candidates=["trigonometric"])
+
+
+def test_a_map_that_cannot_use_the_whole_budget_uses_what_it_can() -> None:
+    q, k, v = _anisotropic(heads=1, length=60)
+    choice = recommend(
+        q, k, v, 15, candidates=["positive", "trigonometric", "gaussian-hybrid"], num_redraws=2
+    )
+    used = {c.name: (c.num_features, c.columns) for c in choice.candidates}
+    assert used == {"positive": (15, 15), "trigonometric": (15, 14), "gaussian-hybrid": (15, 10)}
+    assert "[10]" in str(choice)
+    assert "[14]" in str(choice)
 
 
 def test_candidates_may_name_a_projection() -> None:
@@ -141,7 +153,7 @@ def _choice(*errors: tuple[float, float]) -> bochner.diagnostics.Recommendation:
             "output_error": Interval(value, value - half, value + half, 4),
             "trivial_output_error": 0.8,
         }
-        made.append(Candidate(name, phi, type(report)(**fields), None))
+        made.append(Candidate(name, phi, type(report)(**fields), None, 4))
     return choose(Comparison(made, {}, 0.8), Data.of(q, k, v), 4)
 
 

@@ -1,4 +1,4 @@
-"""bochner list | check | compare | recommend | demo.
+"""bochner list | check | compare | recommend | demo | reproduce.
 
 Exit codes: 0 done; 1 the answer is no (a check failed, nothing beats averaging the values);
 2 bad usage or input; 130 interrupted.
@@ -210,6 +210,55 @@ def demo(out: Path, num_features: list[int], seeds: int, quick: bool) -> None:
     from bochner.cli.demo import run_demo
 
     run_demo(out, num_features, seeds, quick=quick)
+
+
+@bochner.command("reproduce")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--list", "only_list", is_flag=True, help="Names and titles; run nothing.")
+@click.option("--quick", is_flag=True, help="The small version of each, for a first look.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Write to DIR/NAME, not into the checkout."
+)
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes."
+)
+@click.option("--fresh", is_flag=True, help="Forget finished cells and trained checkpoints.")
+@click.option(
+    "--experiments", type=click.Path(path_type=Path), help="The folder of experiments to use."
+)
+def reproduce(
+    names: tuple[str, ...],
+    only_list: bool,
+    quick: bool,
+    out: Path | None,
+    workers: int,
+    fresh: bool,
+    experiments: Path | None,
+) -> None:
+    """Run the experiments NAME, or all of them, and write results, pictures and tables of claims.
+
+    Interrupted, the same command goes on where it stopped. Results are written beside the experiment;
+    those of --quick below build/reproduce/.
+    """
+    from bochner.cli.reproduce import list_experiments, run_experiments
+    from bochner.data import MissingDataError
+    from bochner.reproduce import (
+        ExperimentError,
+        Settings,
+        discover,
+        experiments_folder,
+        select,
+    )
+
+    try:
+        found = select(discover(experiments_folder(experiments)), names)
+        if only_list:
+            list_experiments(found)
+        else:
+            run_experiments(found, out, Settings(quick=quick, workers=workers, fresh=fresh))
+    except (ExperimentError, MissingDataError) as error:
+        # any other error, also a ValueError, is a bug of the experiment and keeps its traceback
+        raise click.UsageError("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
 
 
 def _labels(maps: str | None, projection: str | None) -> list[str]:

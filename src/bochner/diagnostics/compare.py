@@ -25,16 +25,18 @@ class Candidate:
     """One row: a map at one budget, how it was measured, and what theory said.
 
     prediction:     None if it was not asked for, or if the map has no closed form.
+    num_features:   the budget m that was asked for.
     """
 
     name: str
     feature_map: FeatureMap
     report: ErrorReport
     prediction: Prediction | None
+    num_features: int
 
     @property
-    def num_features(self) -> int:
-        """The budget m."""
+    def columns(self) -> int:
+        """Columns in use: the largest number within the budget that the map can be made with."""
         return self.report.num_features
 
     @property
@@ -131,6 +133,9 @@ def compare(
 ) -> Comparison:
     """Fit and measure every map at every budget.
 
+    A map that spends several columns at a time (hybrids: 8, 10, 20, ...) uses the largest number of
+    columns within the budget, never more; `Candidate.columns` says how many.
+
     Arguments:  labels: names, with "@projection" to override a map's own; budgets: num_features;
                 predict_queries: queries for the closed-form prediction of each row, 0 for none;
                 progress: wraps the iterator of (label, budget), given its length.
@@ -157,7 +162,7 @@ def compare(
             made = make(
                 name,
                 dim=data.q.shape[-1],
-                num_features=budget,
+                num_features=_within(budget, name, projection),
                 projection=projection,
                 batch_shape=data.batch_shape,
                 generator=generator,
@@ -172,9 +177,16 @@ def compare(
         predicted = None
         if predict_queries:
             predicted = predict(fitted, data.q, data.k, data.v, num_queries=predict_queries)
-        tried.append(Candidate(label, fitted, report, predicted))
+        tried.append(Candidate(label, fitted, report, predicted, budget))
     if not tried:
         raise ValueError(f"no feature map could be tried: {skipped}")
     trivial = tried[0].report.trivial_output_error
     assert trivial is not None
     return Comparison(tried, skipped, trivial)
+
+
+def _within(budget: int, name: str, projection: str | None) -> int:
+    """The largest num_features up to the budget that suits the map; the budget itself if none does."""
+    coupling = None if projection is None else projection_from_name(projection)
+    unit = spec(name).smallest_budget(coupling)
+    return budget // unit * unit or budget

@@ -33,7 +33,11 @@ class Recommendation:
 
     def __str__(self) -> str:
         width = max(len(c.name) for c in self.candidates)
-        rows = [f"  {c.name:<{width}}  {c.report.output_error}" for c in self.candidates]
+        rows = [
+            f"  {c.name:<{width}}  {c.report.output_error}"
+            + (f" [{c.columns}]" if c.columns < c.num_features else "")
+            for c in self.candidates
+        ]
         rows.append(f"  {'(averaging the values)':<{width}}  {self.trivial_output_error:.3f}")
         return "\n".join([f"choice: {self.choice}", *rows, *self.reasons])
 

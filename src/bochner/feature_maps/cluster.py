@@ -99,8 +99,7 @@ def fit(
 
     Arguments:  counts: clusters of queries and of keys; estimator: centred_pair, moment_pair,
                 centre_pair or complex_centre_pair.
-    Raises:     ValueError if num_features is no multiple of the number of pairs, or for fewer
-                distinct points than clusters.
+    Raises:     ValueError if num_features is no multiple of the number of pairs.
     """
     sides = [
         Clusters.of(

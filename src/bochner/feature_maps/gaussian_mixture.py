@@ -3,13 +3,14 @@
     K^ = sum lambda^_k K^_{A_k} + (1 - sum lambda^_k) K^_trig
     lambda_k = c exp(-|A_k x + A_k^-T y|^2 / (2 tau_k^2))
 
-for the diagonal A_k of each pair of clusters, tau_k^2 the mean of |A_k x + A_k^-T y|^2 over the pair and one
-c <= 1 such that the weights add up to at most 1 on calibration pairs.
+of centred x and y, for the diagonal A_k of each pair of clusters, tau_k^2 the mean of
+|A_k x + A_k^-T y|^2 over the pair and one c <= 1 such that the weights add up to at most 1 on
+calibration pairs.
 
 Error:      docs/theory.md 9. Larger than the hard clustered hybrid's: what is gained where a weight is
             right is lost to its own noise. It is here to be compared.
 Reference:  Choromanski et al., Hybrid Random Features, 2022 (Gaussian lambda-coefficients).
-Differs:    second moments instead of centres, tau and c from the data.
+Differs:    second moments instead of centres, tau and c from the data; means are taken out first.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from bochner.pair_matrices import real_from_moments
 from bochner.random_features import RandomFeatures
 from bochner.request import Request
 from bochner.specification import FeatureMapSpec
-from bochner.statistics import evenly, pooled
+from bochner.statistics import Moments, evenly, pooled
 from bochner.switches import Damped, GaussianSwitch
+from bochner.transformed import TransformedFeatures
+from bochner.transforms import Centring
 
 CLUSTERS = 2
 COLUMNS = 2 * CLUSTERS**2 + 2 * (1 + 2 * CLUSTERS**2)
@@ -37,7 +40,9 @@ _CALIBRATION_POINTS = 256  # of either side, whose pairs bound the sum of the we
 
 
 def fit(request: Request, queries: Tensor, keys: Tensor) -> FeatureMap:
-    """k-means on either side, a weight and a map for every pair, trigonometric features as the base."""
+    """Centre, then k-means on either side, a weight and a map for every pair, trigonometric features
+    as the base."""
+    centring = Centring.fit(Moments.of(queries, keys, batch_shape=request.batch_shape))
     sides = [
         Clusters.of(
             name,
@@ -45,8 +50,11 @@ def fit(request: Request, queries: Tensor, keys: Tensor) -> FeatureMap:
             count=CLUSTERS,
             batch_shape=request.batch_shape,
             generator=request.generator,
+        ).shifted(centre)
+        for name, points, centre in (
+            ("queries", queries, centring.query_centre),
+            ("keys", keys, centring.key_centre),
         )
-        for name, points in (("queries", queries), ("keys", keys))
     ]
     count = request.num_projections(COLUMNS, f"{CLUSTERS**2} Gaussian weights")
     single, base = request.with_features(count), request.with_features(2 * count)
@@ -61,7 +69,7 @@ def fit(request: Request, queries: Tensor, keys: Tensor) -> FeatureMap:
             matrix = matrix.expand(*request.batch_shape, request.dim)
             spread = (matrix.square() * squares + key_squares / matrix.square()).sum(-1)
             spread = spread + 2.0 * (mean * key_mean).sum(-1)
-            width = spread.clamp_min(torch.finfo(spread.dtype).tiny).sqrt()[..., None, None]
+            width = torch.where(spread > 0, spread, 1.0).sqrt()[..., None, None]
             switches.append(
                 GaussianSwitch(
                     request,
@@ -70,19 +78,18 @@ def fit(request: Request, queries: Tensor, keys: Tensor) -> FeatureMap:
                 )
             )
             maps.append(ComplexExponential(single, matrix))
-    share = _share(switches, request, queries, keys)
-    weights = [Damped(share, s) for s in switches]
-    return mixture(weights, maps, RandomFeatures(base, Trigonometric()))
-
-
-def _share(
-    switches: list[GaussianSwitch], request: Request, queries: Tensor, keys: Tensor
-) -> Tensor:
-    """c [*batch]: 1 over the largest sum of weights of a calibration pair, at most 1."""
     x, y = (
         evenly(pooled(name, points, request.batch_shape).double(), _CALIBRATION_POINTS)
         for name, points in (("queries", queries), ("keys", keys))
     )
+    share = _share(switches, centring.queries(x).points, centring.keys(y).points)
+    weights = [Damped(share, s) for s in switches]
+    mixed = mixture(weights, maps, RandomFeatures(base, Trigonometric()))
+    return TransformedFeatures(mixed, centring)
+
+
+def _share(switches: list[GaussianSwitch], x: Tensor, y: Tensor) -> Tensor:
+    """c [*batch]: 1 over the largest sum of weights of a pair of x and y, at most 1."""
     total = torch.stack([s.mean(x, y) for s in switches]).sum(0)
     return 1.0 / total.amax((-2, -1)).clamp_min(1.0)
 

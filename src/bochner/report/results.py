@@ -48,6 +48,8 @@ def candidate_dict(candidate: Candidate) -> dict[str, Any]:
     return {
         "map": candidate.name,
         "num_features": candidate.num_features,
+        "columns": candidate.columns,
+        "num_projections": candidate.feature_map.num_projections,
         "unbiased": candidate.feature_map.unbiased,
         "positive": candidate.feature_map.positive,
         "output_error": interval_dict(report.output_error),

@@ -28,14 +28,26 @@ def _grid(table: Comparison) -> tuple[list[str], list[int], dict[tuple[str, int]
     return labels, budgets, cells
 
 
+def _cell(candidate: Candidate | None) -> str:
+    """The output error; with the number of columns in brackets where fewer than the budget are used."""
+    if candidate is None:
+        return "–"
+    text = error_text(candidate.report.output_error)
+    fewer = candidate.columns < candidate.num_features
+    return f"{text} [{candidate.columns}]" if fewer else text
+
+
 def rows_of(table: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: map, then attention output error at each budget, best last column first."""
+    """Header and rows: map, then attention output error at each budget, best last column first.
+
+    [60] behind an error: the map cannot use the whole budget and uses 60 columns.
+    """
     labels, budgets, cells = _grid(table)
     header = ["feature map", *(f"m = {m}" for m in budgets)]
     rows = []
     for label in labels:
         found = [cells.get((label, m)) for m in budgets]
-        rows.append([label, *(error_text(c.report.output_error) if c else "–" for c in found)])
+        rows.append([label, *(_cell(c) for c in found)])
     trivial = f"{table.trivial_output_error:.2f}"
     place = next(
         (
@@ -91,7 +103,7 @@ def details_table(table: Comparison) -> Table:
             predicted = f"{c.prediction.output_error:.2g}{mark}"
         result.add_row(
             c.name,
-            str(c.num_features),
+            str(c.columns),
             error_text(c.report.output_error),
             error_text(c.report.kernel_error),
             error_text(c.report.row_variation),

@@ -95,9 +95,10 @@ class GaussianSwitch(Switch):
         return self.inner._key(self._moved(y, self.key_matrix))
 
     def mean(self, x: Tensor, y: Tensor) -> Tensor:
-        """The Gaussian kernel of the images."""
-        moved = self._moved(x, self.query_matrix), self._moved(y, self.key_matrix)
-        return Gaussian()(*moved)
+        """The Gaussian kernel of the images, also under autocast in the dtype of x."""
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            moved = self._moved(x, self.query_matrix), self._moved(y, self.key_matrix)
+            return Gaussian()(*moved)
 
     def _covariance(self, other: FeatureMap, x: Tensor, y: Tensor, *, grid: bool) -> Tensor | None:
         """Of the same pair by the closed form of trigonometric features; of two pairs for independent

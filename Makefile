@@ -4,10 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-DEMO_ARGS  ?=
-TEST_ARGS  ?=
-BENCH_ARGS ?=
-WORKERS    ?= 2
+DEMO_ARGS      ?=
+TEST_ARGS      ?=
+BENCH_ARGS     ?=
+REPRODUCE_ARGS ?=
+WORKERS        ?= 2
 # The demonstration uses what the development environment has, where there is one.
 DEMO_STAMP := $(firstword $(wildcard $(STAMP)-dev) $(STAMP)-cli,plot,transformers)
 BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
@@ -15,10 +16,10 @@ BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs bench reproduce-quick clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: $(DEMO_STAMP)  ## run the demonstration (DEMO_ARGS="...")
 	$(BIN)/bochner demo $(DEMO_ARGS)
@@ -38,6 +39,9 @@ bench: $(STAMP)-dev  ## run every benchmark of benchmarks/ (BENCH_ARGS="...")
 	@set -e; for script in $(BENCHMARKS); do \
 		echo "== $$script"; $(BIN)/python $$script $(BENCH_ARGS); \
 	done
+
+reproduce-quick: $(STAMP)-dev  ## run every experiment in its small version (REPRODUCE_ARGS="...")
+	OMP_NUM_THREADS=1 $(BIN)/bochner reproduce --quick --fresh --workers $(WORKERS) $(REPRODUCE_ARGS)
 
 clean:  ## remove the virtual environment and all that was built
 	rm -rf $(VENV) site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

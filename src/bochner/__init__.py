@@ -3,10 +3,12 @@
 K(x, y)  ~  query(x) . key(y)
 """
 
+from bochner import hybrids
 from bochner.algebra import Constant, Product, Scaled, Sum
 from bochner.attention import AttentionState, linear_attention, step
 from bochner.catalog import make, spec, specs
 from bochner.diagnostics import describe, measure, predict, recommend
+from bochner.exponential import ComplexExponential
 from bochner.feature_map import FeatureMap
 from bochner.features import Features
 from bochner.kernels import Gaussian, Softmax
@@ -14,27 +16,33 @@ from bochner.proposals import GaussianProposal
 from bochner.random_features import RandomFeatures
 from bochner.request import Request
 from bochner.specification import FeatureMapSpec
+from bochner.switches import GaussianSwitch, SignSwitch, Switch
 from bochner.transformed import TransformedFeatures
 from bochner.validation import NotFittedError, UnknownNameError
 
 __all__ = [
     "AttentionState",
+    "ComplexExponential",
     "Constant",
     "FeatureMap",
     "FeatureMapSpec",
     "Features",
     "Gaussian",
     "GaussianProposal",
+    "GaussianSwitch",
     "NotFittedError",
     "Product",
     "RandomFeatures",
     "Request",
     "Scaled",
+    "SignSwitch",
     "Softmax",
     "Sum",
+    "Switch",
     "TransformedFeatures",
     "UnknownNameError",
     "describe",
+    "hybrids",
     "linear_attention",
     "make",
     "measure",

@@ -41,6 +41,8 @@ LABELS = [
     "positive",
     "hyperbolic",
     "trigonometric",
+    "angular",
+    "cluster",
     "gerf",
     "sderf",
     "aderf",

@@ -13,9 +13,11 @@ from torch import Tensor
 from bochner.algebra import Constant, Product, Scaled, Sum, share_draws
 from bochner.catalog import make
 from bochner.feature_map import FeatureMap
+from bochner.kernels import Gaussian
 from bochner.nonlinearities import Hyperbolic
 from bochner.random_features import RandomFeatures
 from bochner.request import Request
+from bochner.switches import SignSwitch
 from tests.naive import covariance_is, mean_is, variance_is
 
 
@@ -220,9 +222,7 @@ def test_dependent_parts_count_their_covariance(generator) -> None:
 
 def test_parts_whose_dependence_has_no_theory_give_no_variance(generator) -> None:
     orthogonal = part("positive", generator, projection="orthogonal")
-    request = Request(
-        dim=3, num_features=12, projection=orthogonal.projection, generator=generator
-    )
+    request = Request(dim=3, num_features=12, projection=orthogonal.projection, generator=generator)
     even = RandomFeatures(request, Hyperbolic(), directions=orthogonal.directions)
     a, x = part("positive", generator), points(generator)
     assert (orthogonal + even).relative_variance(x, x) is None
@@ -326,3 +326,10 @@ def test_gradients_through_a_hybrid(generator) -> None:
     x = points(generator, 2).requires_grad_()
     y = points(generator, 2).requires_grad_()
     assert torch.autograd.gradcheck(phi.estimate, (x, y))
+
+
+def test_the_kernel_is_that_of_the_estimators_not_of_the_weights(generator) -> None:
+    weight = SignSwitch.angular(Request(dim=2, num_features=1, generator=generator))
+    phi = make("positive", dim=2, num_features=4, kernel="gaussian", generator=generator)
+    for expression in (weight * phi, phi * weight, weight * phi + (1.0 - weight) * phi):
+        assert isinstance(expression.kernel, Gaussian)

@@ -14,7 +14,7 @@ from bochner.nonlinearities import Hyperbolic, Positive, Trigonometric
 from bochner.projections import IID, Antithetic
 from bochner.random_features import RandomFeatures
 from bochner.request import Request
-from bochner.switches import SignSwitch
+from bochner.switches import Complement, GaussianSwitch, SignSwitch
 from tests.naive import variance_is
 
 
@@ -97,3 +97,35 @@ def test_a_single_map_is_its_own_closed_form(generator) -> None:
     x, y = points(generator), points(generator, 4)
     assert torch.allclose(relative_variance(phi, x, y), phi.relative_variance(x, y), rtol=1e-12)
     assert torch.allclose(relative_covariance(phi, x, y), phi.relative_covariance(x, y), rtol=1e-12)
+
+
+def test_a_factor_that_depends_on_two_others_has_no_form(generator) -> None:
+    one, two = (SignSwitch.angular(request(generator)) for _ in range(2))
+    far = RandomFeatures(request(generator), Positive())
+    near = RandomFeatures(request(generator), Trigonometric())
+    x = points(generator)
+    for phi in (
+        one * two * far + Complement(one, two) * near,
+        Complement(one, two) * near + one * two * far,
+    ):
+        assert phi.relative_variance(x, x) is None
+        assert phi.relative_covariance(x, x) is None
+
+
+def test_a_weight_on_the_directions_of_another_term_has_no_form(generator) -> None:
+    far = RandomFeatures(request(generator), Positive())
+    weight = SignSwitch(request(generator), (0.0, 1.0), 8, directions=far.directions)
+    weighed = weight * RandomFeatures(request(generator), Trigonometric())
+    x = points(generator)
+    for phi in (far + weighed, weighed + far):
+        assert phi.unbiased  # a sum may hold dependent parts
+        assert phi.relative_variance(x, x) is None
+        assert phi.relative_covariance(x, x) is None
+
+
+def test_the_error_relative_to_an_exact_zero_is_infinite(generator) -> None:
+    weight = GaussianSwitch(request(generator))
+    phi = weight * RandomFeatures(request(generator), Positive())
+    x = torch.tensor([[60.0, 0.0, 0.0]], dtype=torch.float64)
+    assert phi.log_exact(x, -x).sign.item() == 0.0  # e^-7200
+    assert phi.relative_variance(x, -x).item() == math.inf

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import bochner
-from bochner import linear_attention
+from bochner import linear_attention, make
 from tests.maps import FITTED, budget, normal, on_sphere, seeded
 
 FIRST = torch.arange(8) < 4
@@ -81,3 +81,12 @@ def test_a_fit_leaves_its_data_alone_and_its_source_reusable(name: str) -> None:
     assert q.requires_grad
     assert not any(b.requires_grad for b in first.buffers())
     assert not torch.equal(first.draws()[0], second.draws()[0])  # each fit draws its own directions
+
+
+@pytest.mark.parametrize(
+    "name", ["cluster", "gaussian-mixture", "complex-exponential", "balanced-exponential"]
+)
+def test_projections_are_counted_before_fitting(name, generator) -> None:
+    phi = make(name, dim=3, num_features=52, generator=generator)
+    q = torch.randn(40, 3, generator=generator)
+    assert phi.num_projections == phi.fit(q, q).num_projections

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bochner import linear_attention
 from bochner.algebra import Composite, Product
 from bochner.exponential import ComplexExponential
 from bochner.feature_map import FeatureMap
@@ -283,3 +284,26 @@ def test_one_stabiliser_for_all_blocks_of_a_token(generator, dtype) -> None:
     truth = hybrid.double().log_estimate(x.double(), x.double())
     assert torch.allclose(log_abs.diagonal().double(), truth.log_abs.diagonal(), rtol=1e-5)
     assert torch.equal(sign.diagonal().double(), truth.sign.diagonal())
+
+
+@pytest.mark.parametrize("norm", [1.0, 3.0, 6.0])
+def test_one_sign_is_exact_at_both_poles_in_float32(generator, norm) -> None:
+    # in the dense layout e^{r^2} is subtracted from itself: relative errors of 1e7 at norm 4
+    hybrid = angular(request(generator, 64, dim=8, dtype=torch.float32))
+    x = torch.randn(20, 8, generator=generator)
+    x = norm * x / x.norm(dim=-1, keepdim=True)
+    for y in (x, -x):
+        ratio = hybrid.estimate(x, y).diagonal() / hybrid.kernel(x, y).diagonal()
+        assert torch.allclose(ratio, torch.ones(20), rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::bochner.attention.state.DenominatorWarning")
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_with_large_norms_stays_finite(generator, causal) -> None:
+    for _ in range(8):
+        hybrid = angular(request(generator, 32, dim=4, dtype=torch.float32))
+        q, k = (4.0 * torch.randn(70, 4, generator=generator) for _ in range(2))
+        q, k = q.requires_grad_(), k.requires_grad_()
+        out = linear_attention(hybrid, q, k, torch.randn(70, 2, generator=generator), causal=causal)
+        gradients = torch.autograd.grad(out.sum(), (q, k))
+        assert all(bool(torch.isfinite(t).all()) for t in (out, *gradients))

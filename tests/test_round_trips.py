@@ -12,7 +12,7 @@ import bochner
 from bochner import linear_attention
 from bochner.feature_map import FeatureMap
 from bochner.fitting import UnfittedMap
-from tests.maps import FITTED, NAMES, fitted, normal
+from tests.maps import FITTED, NAMES, budget, fitted, normal, seeded
 
 
 def _map(name: str, seed: int = 0) -> FeatureMap:
@@ -63,7 +63,7 @@ def test_state_dict_holds_all_that_is_random_or_fitted(name: str) -> None:
 def test_unfitted_maps_are_copied_too(name: str) -> None:
     """With their generator: the twin, fitted to the same data, is the same map."""
     q, k = (normal(30, 4, seed=s, scale=0.4) for s in (1, 2))
-    made = bochner.make(name, dim=4, num_features=8, generator=torch.Generator().manual_seed(3))
+    made = bochner.make(name, dim=4, num_features=budget(name, 8), generator=seeded(3))
     twins = pickle.loads(pickle.dumps(made)), copy.deepcopy(made)
     assert all(isinstance(t, UnfittedMap) for t in twins)
     phi = made.fit(q, k)

@@ -273,3 +273,13 @@ def test_refuses_what_has_no_angle() -> None:
         angular_error(1.0, 1.0, 4, 0)
     with pytest.raises(ValueError, match="m=0 must be an integer of at least 1"):
         angular_error(1.0, 1.0, 0, 1)
+
+
+def test_a_float32_pi_is_an_angle() -> None:
+    phi = make("trigonometric", dim=4, num_features=8, projection="iid")
+    angles = torch.linspace(0, math.pi, 9)  # float32: its last entry is above pi
+    assert float(angles[-1]) > math.pi
+    sweep = angle_sweep(phi, 1.0, angles)
+    assert float(sweep[-1]) == pytest.approx(float(largest_base_error(1.0, 4)), rel=1e-12)
+    with pytest.raises(ValueError, match="from 0 to pi"):
+        angle_sweep(phi, 1.0, torch.tensor([3.1416]))

@@ -139,7 +139,7 @@ def draw(rows: list[Row], folder: Path) -> None:
     }
     theta, radius = np.meshgrid(np.array(angles), np.array(radii_found))
 
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    figure = Figure(figsize=(14, 4.8), layout="constrained")
     for index, name in enumerate(NAMES):
         axes = figure.add_subplot(1, 3, index + 1, projection="3d")
         for side in (1, -1):  # symmetrized along theta = 0
@@ -150,7 +150,7 @@ def draw(rows: list[Row], folder: Path) -> None:
         axes.set_zlabel("log10 MSE")
         axes.set_zlim(-6, 45)
         axes.set_xticks((-1, 0, 1))
-        axes.set_box_aspect(None, zoom=0.9)
+        axes.set_box_aspect(None, zoom=0.8)
         axes.set_title(_title(name), fontsize=10)
     figure.savefig(folder / "surfaces.png", dpi=90)
 

@@ -84,9 +84,8 @@ class Composite(FeatureMap):
                     f"parts have dim={parts[0].dim} and dim={part.dim}; they must agree."
                 )
         self.parts = nn.ModuleList(parts)
-        self.kernel = next(
-            (p.kernel for p in parts if not isinstance(p, Constant)), parts[0].kernel
-        )
+        estimators = [p for p in parts if not isinstance(p, Constant | Switch)]
+        self.kernel = (estimators or parts)[0].kernel  # constants and weights estimate no kernel
         self.dim = parts[0].dim
         try:
             self.batch_shape = tuple(torch.broadcast_shapes(*(p.batch_shape for p in parts)))

@@ -43,7 +43,7 @@ class Clusters:
 
         Coordinates are divided by their deviation first and the centres brought back. A cluster that
         has no points (there may be fewer distinct points than clusters) takes the mean and squares of
-        all, and no new point ever falls into it. Heads that are views of the same
+        all. Heads that are views of the same
         data (an expanded batch) are clustered once.
 
         Raises:     ValueError for a count below 1, NaN and wrong shapes.

@@ -281,6 +281,8 @@ def _checked(matrix: Tensor, request: Request) -> Tensor:
 
 def _checked_offset(offset: Tensor, request: Request) -> Tensor:
     form = (*request.batch_shape, request.dim)
+    if not isinstance(offset, Tensor):
+        raise TypeError(f"offset must be a torch.Tensor, got {type(offset).__name__}.")
     if tuple(offset.shape) != form or not offset.is_floating_point():
         raise ValueError(
             f"offset has shape {list(offset.shape)} and dtype {offset.dtype}; expected a real"

@@ -23,6 +23,8 @@ def exponential_covariance(
     first, second = (getattr(m, "directions", None) for m in (a, b))
     if not (isinstance(first, Directions) and isinstance(second, Directions)):
         return None
+    if not (hasattr(a, "exponents") and hasattr(b, "exponents")):
+        return None  # a sign switch on the directions of features
     same = first is second or torch.equal(first.omega, second.omega)
     base = first.projection.antithetic_base or first.projection
     if not (same and isinstance(base, IID)):

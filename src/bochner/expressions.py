@@ -48,6 +48,7 @@ def _relative(expression: FeatureMap, x: Tensor, y: Tensor, *, grid: bool) -> Te
     x, y = x.detach().double(), y.detach().double()
     terms = expression.monomials()
     whole = expression.log_exact(x, y)
+    sign = torch.where(whole.sign == 0, 1.0, whole.sign)  # relative to 0, any error is infinite
     moments = {
         id(leaf): leaf.unit_mean(x, y) for leaf in {leaf for t in terms for leaf in t.leaves}
     }
@@ -56,7 +57,7 @@ def _relative(expression: FeatureMap, x: Tensor, y: Tensor, *, grid: bool) -> Te
         log = -whole.log_abs
         for leaf in term.leaves:
             log = log + moments[id(leaf)][0]
-        shares.append(term.weight * whole.sign * torch.exp(log))
+        shares.append(term.weight * sign * torch.exp(log))
     total: Tensor = torch.zeros_like(_outer(shares[0], shares[0], grid))
     for i, a in enumerate(terms):
         for j, b in enumerate(terms):
@@ -94,8 +95,8 @@ def _factors(
         if not partners:
             found.append(_Factor(mean(leaf, -1), 1.0, None))
             continue
-        if len(partners) > 1:
-            return None
+        if len(partners) > 1 or id(partners[0]) in matched:
+            return None  # one factor that depends on two: 1 - lam_1 - lam_2 beside lam_1 lam_2
         covariance = leaf.covariance_with(partners[0], x, y, grid=grid)
         if covariance is None:
             return None

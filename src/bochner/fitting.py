@@ -36,7 +36,13 @@ class UnfittedMap(FeatureMap):
     """
 
     def __init__(
-        self, name: str, request: Request, recipe: Recipe, *, positive: bool = True
+        self,
+        name: str,
+        request: Request,
+        recipe: Recipe,
+        *,
+        positive: bool = True,
+        num_projections: int | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -46,6 +52,7 @@ class UnfittedMap(FeatureMap):
         self.dim, self.num_features = request.dim, request.num_features
         self.batch_shape = request.batch_shape
         self._positive = positive
+        self._num_projections = request.num_features if num_projections is None else num_projections
 
     def fit(self, queries: Tensor, keys: Tensor) -> FeatureMap:
         """Fit to calibration data; the random directions are drawn here, once.
@@ -124,7 +131,7 @@ class UnfittedMap(FeatureMap):
     @property
     def num_projections(self) -> int:
         """Directions that will be drawn."""
-        return self.num_features
+        return self._num_projections
 
 
 def positive_features(

@@ -50,7 +50,8 @@ def angle_sweep(feature_map: FeatureMap, radius: float, angles: Tensor) -> Tenso
     The points lie in the plane of the first two coordinates, which matters only to maps that are not
     rotation invariant (those fitted to data).
 
-    Shapes:     angles [k] -> [*batch, k], float64; inf where the variance leaves float64.
+    Shapes:     angles [k] -> [*batch, k], float64; inf where the variance leaves float64. A float32 pi,
+                which is 9e-8 above pi, counts as pi.
     Raises:     ValueError if the map has fewer than two dimensions or no closed form, or for a radius
                 or angles out of range.
     Cost:       one call of `relative_variance` for k pairs.
@@ -64,10 +65,12 @@ def angle_sweep(feature_map: FeatureMap, radius: float, angles: Tensor) -> Tenso
         raise ValueError(f"feature_map has dim={feature_map.dim}; an angle needs at least 2.")
     radius = _checked_radius(radius)
     angles = torch.as_tensor(angles, dtype=torch.float64)
-    if angles.ndim != 1 or not bool(((angles >= 0) & (angles <= math.pi)).all()):
+    largest = float(torch.tensor(math.pi, dtype=torch.float32))
+    if angles.ndim != 1 or not bool(((angles >= 0) & (angles <= largest)).all()):
         raise ValueError(
             f"angles has shape {list(angles.shape)}; expected [k] with values from 0 to pi (radians)."
         )
+    angles = angles.clamp_max(math.pi)
     x = torch.zeros(1, feature_map.dim, dtype=torch.float64)
     x[0, 0] = radius
     y = torch.zeros(angles.numel(), feature_map.dim, dtype=torch.float64)

@@ -1,6 +1,7 @@
 """The choice, and what is said about it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from bochner.diagnostics import Interval, compare, measure
 from bochner.diagnostics.compare import Candidate, Comparison, Data
 from bochner.diagnostics.recommend import choose
 from tests.maps import normal, seeded
+
+NAN = torch.tensor([math.nan, 1.0])
 
 
 def _anisotropic(heads: int = 2, length: int = 160, dim: int = 16) -> tuple[Tensor, ...]:
@@ -69,6 +72,18 @@ def test_the_table_is_sorted_and_complete() -> None:
     assert all(reason in text for reason in choice.reasons)
 
 
+def test_outputs_that_are_not_finite_come_last() -> None:
+    q, k, v = _anisotropic(heads=1, length=60)
+    table = compare(Data.of(q, k, v), ["positive", "hyperbolic", "gerf"], [16], num_redraws=2)
+    first, *others = table.candidates
+    worst = replace(first, report=replace(first.report, output_error=Interval.over(NAN)))
+    for order in ([worst, *others], [others[0], worst, others[1]]):
+        ranked = replace(table, candidates=order)
+        assert [c.name for c in ranked.at(16)][-1] == first.name
+        choice = choose(ranked, Data.of(q, k, v), 16)
+        assert choice.choice != first.name
+
+
 def test_maps_that_cannot_be_tried_are_listed_with_the_reason() -> None:
     q, k, v = _anisotropic(heads=1, length=60)
     choice = recommend(q, k, v, 1, num_redraws=2, generator=seeded(0))
@@ -123,9 +138,8 @@ def test_fits_on_even_positions_and_measures_on_odd_ones() -> None:
         num_redraws=2,
         generator=seeded(0),
     )
-    assert [c.output_error for c in implicit.candidates] == [
-        c.output_error for c in explicit.candidates
-    ]
+    errors = [[c.output_error for c in r.candidates] for r in (implicit, explicit)]
+    assert errors[0] == pytest.approx(errors[1], rel=0, abs=0, nan_ok=True)
     other = recommend(*odd, 16, calibration=(q + 5.0, k), num_redraws=2, generator=seeded(0))
     assert other.candidates[0].output_error != explicit.candidates[0].output_error
 

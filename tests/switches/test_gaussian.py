@@ -92,3 +92,24 @@ def test_what_is_refused(generator) -> None:
     other = GaussianSwitch(request(generator, dim=2))
     with pytest.raises(ValueError, match="dimensions"):
         Complement(GaussianSwitch(r), other)
+    wider = [GaussianSwitch(request(generator, batch_shape=(size,))) for size in (2, 3)]
+    with pytest.raises(ValueError, match="batch shapes"):
+        Complement(*wider)
+    with pytest.raises(ValueError, match="share has shape"):
+        Damped(torch.full((3,), 0.5), GaussianSwitch(r))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "error", "match"),
+    [
+        (torch.tensor(1.0), ValueError, "has shape"),
+        (torch.ones(3), ValueError, "has shape"),
+        (torch.ones(5, 3, 3), ValueError, "has shape"),
+        (torch.full((3, 3), math.nan), ValueError, "NaN"),
+        (torch.eye(3) * 1j, TypeError, "dtype"),
+    ],
+)
+def test_matrices_that_do_not_fit(generator, matrix, error, match) -> None:
+    for given in ((matrix, torch.eye(3)), (torch.eye(3), matrix)):
+        with pytest.raises(error, match=match):
+            GaussianSwitch(request(generator), query_matrix=given[0], key_matrix=given[1])

@@ -1,5 +1,7 @@
 """Membership switches: one pair of clusters each, a partition of unity together."""
 
+import math
+
 import pytest
 import torch
 
@@ -45,3 +47,7 @@ def test_what_is_refused() -> None:
         MembershipSwitch(request, centres, torch.zeros(2, 4), index=(0, 0))
     with pytest.raises(ValueError, match="out of range"):
         MembershipSwitch(request, centres, centres, index=(0, 2))
+    with pytest.raises(ValueError, match="query_centres has shape"):
+        MembershipSwitch(request, torch.zeros(5, 2, 3), centres, index=(0, 0))
+    with pytest.raises(ValueError, match="query_centres .* NaN"):
+        MembershipSwitch(request, centres * math.nan, centres, index=(0, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -116,9 +117,9 @@ class Comparison:
     trivial_output_error: float
 
     def at(self, num_features: int) -> list[Candidate]:
-        """The candidates of one budget, lowest output error first."""
+        """The candidates of one budget, lowest output error first; outputs that are not finite last."""
         rows = [c for c in self.candidates if c.num_features == num_features]
-        return sorted(rows, key=lambda c: c.output_error)
+        return sorted(rows, key=lambda c: (math.isnan(c.output_error), c.output_error))
 
 
 def compare(

@@ -142,7 +142,7 @@ def _reasons(
                 f"{second.name} ({second.output_error:.3f}) is within the intervals: the order of"
                 " the two is not certain."
             )
-    losers = [c.name for c in tried if c.output_error >= trivial]
+    losers = [c.name for c in tried if not c.output_error < trivial]  # NaN too
     if losers and chosen is not None:
         reasons.append("No better than averaging the values: " + ", ".join(losers) + ".")
     reasons += str(summary).splitlines()

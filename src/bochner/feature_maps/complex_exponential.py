@@ -40,8 +40,8 @@ def fit(request: Request, queries: Tensor, keys: Tensor) -> FeatureMap:
 
 def build(request: Request) -> FeatureMap:
     """An unfitted complex exponential map."""
-    request.num_projections(2, "complex exponential features")
-    return UnfittedMap("complex-exponential", request, fit, positive=False)
+    count = request.num_projections(2, "complex exponential features")
+    return UnfittedMap("complex-exponential", request, fit, positive=False, num_projections=count)
 
 
 SPEC = FeatureMapSpec(

@@ -96,7 +96,10 @@ def _share(switches: list[GaussianSwitch], x: Tensor, y: Tensor) -> Tensor:
 
 def build(request: Request) -> FeatureMap:
     """An unfitted hybrid of 2 x 2 clusters."""
-    return UnfittedMap("gaussian-mixture", request, fit, positive=False)
+    pairs = CLUSTERS**2
+    count = request.num_projections(COLUMNS, f"{pairs} Gaussian weights")
+    drawn = pairs + (pairs + 1) * count  # a frequency a weight, `count` for every map
+    return UnfittedMap("gaussian-mixture", request, fit, positive=False, num_projections=drawn)
 
 
 SPEC = FeatureMapSpec(

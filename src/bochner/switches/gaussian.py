@@ -14,7 +14,7 @@ from bochner.kernels import Gaussian
 from bochner.nonlinearities import Trigonometric
 from bochner.random_features import RandomFeatures
 from bochner.request import Request
-from bochner.switches.switch import Switch
+from bochner.switches.switch import Switch, check_rows
 from bochner.validation import check_count
 
 _FAR = 300.0  # squared distance from which the weight is 0 to double precision
@@ -29,7 +29,8 @@ class GaussianSwitch(Switch):
     Error:      Var = (1 - lambda^2)^2 / (2n) for independent frequencies, with the pair term of coupled
                 ones (theory 2). An estimate can leave [0, 1], unlike a sign switch's.
     Arguments:  request: dim, kernel, projection, generator, batch_shape; its num_features is not used.
-    Raises:     ValueError for a lengthscale that is not positive, or matrices that do not fit.
+    Raises:     ValueError for a lengthscale that is not positive, or matrices that do not fit or hold
+                NaN; TypeError for matrices that are not real.
     Example:
         >>> g = torch.Generator().manual_seed(0)
         >>> lam = GaussianSwitch(Request(dim=2, num_features=1, generator=g), num_frequencies=4)
@@ -59,11 +60,8 @@ class GaussianSwitch(Switch):
         image = request.dim
         for name, matrix in (("query_matrix", query_matrix), ("key_matrix", key_matrix)):
             if matrix is not None:
+                check_rows(name, matrix, request)
                 image = matrix.shape[-2]
-                if matrix.ndim < 2 or matrix.shape[-1] != request.dim:
-                    raise ValueError(
-                        f"{name} has shape {list(matrix.shape)}; expected [*batch, p, {request.dim}]."
-                    )
         if query_matrix is not None and query_matrix.shape[-2] != image:
             raise ValueError(
                 f"query_matrix has {query_matrix.shape[-2]} rows and key_matrix {image};"

@@ -10,7 +10,7 @@ from torch import Tensor
 from bochner.feature_map import FeatureMap
 from bochner.features import Features
 from bochner.request import Request
-from bochner.switches.switch import Switch
+from bochner.switches.switch import Switch, check_rows
 
 
 class MembershipSwitch(Switch):
@@ -19,7 +19,7 @@ class MembershipSwitch(Switch):
     Over all (i, j) the weights add up to 1, and exactly one of them is 1.
 
     Shapes:     query_centres [*batch, p, d], key_centres [*batch, p', d]; num_features = 1.
-    Raises:     ValueError for centres of another dimension or indices out of range.
+    Raises:     ValueError for centres of another shape or with NaN, or indices out of range.
     Reference:  Choromanski et al., Hybrid Random Features, 2022 (clustered hybrids with known labels).
     Example:
         >>> centres = torch.tensor([[0.0], [4.0]])
@@ -45,10 +45,7 @@ class MembershipSwitch(Switch):
             ("query_centres", query_centres, index[0]),
             ("key_centres", key_centres, index[1]),
         ):
-            if centres.ndim < 2 or centres.shape[-1] != request.dim:
-                raise ValueError(
-                    f"{name} has shape {list(centres.shape)}; expected [*batch, p, {request.dim}]."
-                )
+            check_rows(name, centres, request)
             if not 0 <= i < centres.shape[-2]:
                 raise ValueError(f"index={index} is out of range for {centres.shape[-2]} {name}.")
             self.register_buffer(name, centres.detach().double().clone())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bochner.dependence import count_distinct, share_draws
 from bochner.feature_map import FeatureMap
 from bochner.features import Features, SignedLog
+from bochner.request import Request
 
 
 class Switch(FeatureMap):
@@ -88,7 +89,7 @@ class Complement(Switch):
     """1 - lambda_1 - ... - lambda_p on the draws of its switches: the weight of what is left.
 
     Shapes:     num_features = 1 + those of the switches.
-    Raises:     ValueError for no switch, or switches of different dimensions.
+    Raises:     ValueError for no switch, or switches of different dimensions or batch shapes.
     """
 
     def __init__(self, *switches: Switch) -> None:
@@ -101,7 +102,13 @@ class Complement(Switch):
         self.switches = nn.ModuleList(switches)
         self.kernel, self.dim = switches[0].kernel, switches[0].dim
         self.num_features = 1 + sum(s.num_features for s in switches)
-        self.batch_shape = tuple(torch.broadcast_shapes(*(s.batch_shape for s in switches)))
+        shapes = [s.batch_shape for s in switches]
+        try:
+            self.batch_shape = tuple(torch.broadcast_shapes(*shapes))
+        except RuntimeError:
+            raise ValueError(
+                f"switches have batch shapes {shapes}, which do not broadcast."
+            ) from None
 
     @property
     def parts(self) -> Sequence[Switch]:
@@ -169,7 +176,7 @@ class Damped(Switch):
     """share * lambda: a switch that several must share a total of 1 with.
 
     Shapes:     share [*batch], in (0, 1].
-    Raises:     ValueError for a share outside (0, 1].
+    Raises:     ValueError for a share outside (0, 1] or of another shape.
     """
 
     share: Tensor
@@ -179,6 +186,11 @@ class Damped(Switch):
         share = torch.as_tensor(share, dtype=torch.float64).detach()
         if not bool(((share > 0) & (share <= 1)).all()):
             raise ValueError(f"share={share} must lie in (0, 1].")
+        if not fits_batch(share.shape, switch.batch_shape):
+            raise ValueError(
+                f"share has shape {list(share.shape)}; the switch has"
+                f" batch_shape={switch.batch_shape}."
+            )
         self.inner = switch
         self.kernel, self.dim = switch.kernel, switch.dim
         self.num_features, self.batch_shape = switch.num_features, switch.batch_shape
@@ -225,3 +237,24 @@ class Damped(Switch):
     def draws(self) -> list[Tensor]:
         """Those of the switch."""
         return self.inner.draws()
+
+
+def fits_batch(lead: Sequence[int], batch_shape: Sequence[int]) -> bool:
+    """Whether leading dimensions broadcast to batch_shape without enlarging it."""
+    padded = (1,) * (len(batch_shape) - len(lead)) + tuple(lead)
+    if len(padded) > len(batch_shape):
+        return False
+    return all(have in (1, want) for have, want in zip(padded, batch_shape, strict=True))
+
+
+def check_rows(name: str, rows: Tensor, request: Request) -> None:
+    """Raise unless `rows` are finite and [*batch, p, d] with the request's d and batch shape."""
+    shape = list(rows.shape)
+    fits = rows.ndim >= 2 and rows.shape[-1] == request.dim
+    if not (fits and fits_batch(rows.shape[:-2], request.batch_shape)):
+        batch = f" with batch_shape={request.batch_shape}" if request.batch_shape else ""
+        raise ValueError(f"{name} has shape {shape}; expected [*batch, p, {request.dim}]{batch}.")
+    if not rows.is_floating_point():
+        raise TypeError(f"{name} has dtype {rows.dtype}; expected a real floating dtype.")
+    if not bool(torch.isfinite(rows).all()):
+        raise ValueError(f"{name} {shape} holds NaN or infinite entries; expected finite values.")

@@ -116,11 +116,12 @@ def test_centres_of_opposite_sign_have_no_error_at_the_centres(generator) -> Non
     assert float(phi.relative_variance(x[:, :], y)) < 1e-3  # one coordinate is 0: bounded there
 
 
-def test_the_weights_of_a_mixture_leave_room_for_the_base(generator) -> None:
+@pytest.mark.parametrize("counts", [(2, 2), (1, 3)])
+def test_the_weights_of_a_mixture_leave_room_for_the_base(generator, counts) -> None:
     queries, keys = clustered(generator), 0.5 * clustered(generator)
-    columns = gaussian_mixture.COLUMNS
+    columns = gaussian_mixture.columns(counts)
     request = Request(dim=3, num_features=2 * columns, generator=generator, dtype=torch.float64)
-    phi = gaussian_mixture.fit(request, queries, keys)
+    phi = gaussian_mixture.fit(request, queries, keys, counts=counts)
     weights = [p.maps[0] for p in phi.inner.maps]
     x, y = phi.transform.queries(queries).points, phi.transform.keys(keys).points
     total = torch.stack([w.mean(x, y) for w in weights[:-1]]).sum(0)

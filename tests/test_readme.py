@@ -7,13 +7,16 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_readme_tables_are_the_demos_own() -> None:
-    tool = runpy.run_path(str(ROOT / "tools/readme_from_demo.py"))
+@pytest.mark.parametrize("name", ["demo", "hybrids"])
+def test_readme_quotes_results_word_for_word(name: str) -> None:
+    tool = runpy.run_path(str(ROOT / "tools/readme_from_results.py"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert tool["block_of"](readme) == tool["measured_tables"]()
+    assert tool["block_of"](readme, name) == tool["BLOCKS"][name]()
 
 
 def test_demo_tables_are_those_of_its_results() -> None:

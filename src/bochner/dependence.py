@@ -24,14 +24,14 @@ def count_distinct(draws: list[Tensor]) -> int:
 
 
 def _same_draw(s: Tensor, t: Tensor) -> bool:
-    if s.data_ptr() == t.data_ptr() or (s.shape == t.shape and torch.equal(s, t)):
-        return True
+    if s.data_ptr() == t.data_ptr() or (s.shape == t.shape and torch.equal(s, t) and bool(s.any())):
+        return True  # short rows of Hadamard directions can be 0: that says nothing
     if min(s.ndim, t.ndim) < 2 or s.shape[-1] != t.shape[-1]:
         return False
     count, dim = min(s.shape[-2], t.shape[-2], 8), s.shape[-1]
     first, other = (u.detach().reshape(-1, *u.shape[-2:])[0, :count].double() for u in (s, t))
     if count * (dim - 1) < 3:  # too few angles: parallel by chance
-        return torch.equal(first, other)
+        return torch.equal(first, other) and bool(first.any())
     if bool((first[0].abs().sort().values.diff() == 0).any()):  # so are rows of random signs
         return False
     return bool((torch.cosine_similarity(first, other.to(first.device), dim=-1) > 1 - 1e-6).all())

@@ -34,33 +34,48 @@ from bochner.transformed import TransformedFeatures
 from bochner.transforms import Centring
 
 CLUSTERS = 2
-COLUMNS = 2 * CLUSTERS**2 + 2 * (1 + 2 * CLUSTERS**2)
-"""Columns a projection: two for each weighed map, and base features times what is left."""
 _CALIBRATION_POINTS = 256  # of either side, whose pairs bound the sum of the weights
 
 
-def fit(request: Request, queries: Tensor, keys: Tensor) -> FeatureMap:
+def columns(counts: tuple[int, int] = (CLUSTERS, CLUSTERS)) -> int:
+    """Columns a projection: two for each weighed map, and base features times what is left."""
+    pairs = counts[0] * counts[1]
+    return 2 * pairs + 2 * (1 + 2 * pairs)
+
+
+def fit(
+    request: Request,
+    queries: Tensor,
+    keys: Tensor,
+    *,
+    counts: tuple[int, int] = (CLUSTERS, CLUSTERS),
+) -> FeatureMap:
     """Centre, then k-means on either side, a weight and a map for every pair, trigonometric features
-    as the base."""
+    as the base.
+
+    Arguments:  counts: clusters of queries and of keys.
+    Raises:     ValueError if num_features is no multiple of `columns(counts)`.
+    """
     centring = Centring.fit(Moments.of(queries, keys, batch_shape=request.batch_shape))
     sides = [
         Clusters.of(
             name,
             points,
-            count=CLUSTERS,
+            count=count,
             batch_shape=request.batch_shape,
             generator=request.generator,
         ).shifted(centre)
-        for name, points, centre in (
-            ("queries", queries, centring.query_centre),
-            ("keys", keys, centring.key_centre),
+        for name, points, centre, count in (
+            ("queries", queries, centring.query_centre, counts[0]),
+            ("keys", keys, centring.key_centre, counts[1]),
         )
     ]
-    count = request.num_projections(COLUMNS, f"{CLUSTERS**2} Gaussian weights")
+    pairs = counts[0] * counts[1]
+    count = request.num_projections(columns(counts), f"{pairs} Gaussian weights")
     single, base = request.with_features(count), request.with_features(2 * count)
     switches, maps = [], []
-    for i in range(CLUSTERS):
-        for j in range(CLUSTERS):
+    for i in range(counts[0]):
+        for j in range(counts[1]):
             (_, mean, squares), (_, key_mean, key_squares) = (
                 sides[0].cluster(i),
                 sides[1].cluster(j),
@@ -97,7 +112,7 @@ def _share(switches: list[GaussianSwitch], x: Tensor, y: Tensor) -> Tensor:
 def build(request: Request) -> FeatureMap:
     """An unfitted hybrid of 2 x 2 clusters."""
     pairs = CLUSTERS**2
-    count = request.num_projections(COLUMNS, f"{pairs} Gaussian weights")
+    count = request.num_projections(columns(), f"{pairs} Gaussian weights")
     drawn = pairs + (pairs + 1) * count  # a frequency a weight, `count` for every map
     return UnfittedMap("gaussian-mixture", request, fit, positive=False, num_projections=drawn)
 
@@ -109,5 +124,5 @@ SPEC = FeatureMapSpec(
     build=build,
     needs_data=True,
     positive=False,
-    columns=COLUMNS,
+    columns=columns(),
 )

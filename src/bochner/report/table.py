@@ -94,7 +94,7 @@ def details_table(table: Comparison) -> Table:
     )
     names = ("output error", "kernel error", "row variation", "entries < 0", "denominators <= 0")
     result.add_column("feature map", no_wrap=True)
-    for name in ("m", *names, "predicted"):
+    for name in ("columns", "directions", *names, "predicted"):
         result.add_column(name, justify="right")
     for c in table.candidates:
         predicted = "–"
@@ -104,6 +104,7 @@ def details_table(table: Comparison) -> Table:
         result.add_row(
             c.name,
             str(c.columns),
+            str(c.feature_map.num_projections),
             error_text(c.report.output_error),
             error_text(c.report.kernel_error),
             error_text(c.report.row_variation),

@@ -1,0 +1,71 @@
+"""Put measured tables and sentences into README.md: what stands between its markers is written here.
+
+    demo        docs/demo/tables.md, word for word, after `bochner demo --out docs/demo`
+    hybrids     sentences of experiments/hybrid_random_features/results/*/summary.md
+
+A test compares README with both.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "experiments/hybrid_random_features/results"
+QUOTED = [  # experiment, section of its summary, how the sentences begin, what they are about
+    ("hrf-pointwise", "## 256 feature columns", ("worst case:", "both poles:", "pi/2:")),
+    ("hrf-clustered", "", ("At 416 columns",)),
+    ("hrf-attention", "", ("All heads, m = 256:", "Signed maps")),
+]
+SUBJECTS = {
+    "hrf-pointwise": "vectors of one norm r, 256 columns",
+    "hrf-clustered": "clustered data",
+    "hrf-attention": "attention on the heads of the encoder above",
+}
+
+
+def markers(name: str) -> tuple[str, str]:
+    """The comments around a block."""
+    return f"<!-- {name}:begin (written by tools/readme_from_results.py) -->", f"<!-- {name}:end -->"
+
+
+def block_of(text: str, name: str) -> str:
+    """What stands between the markers."""
+    begin, end = markers(name)
+    return text.split(begin, 1)[1].split(end, 1)[0].strip()
+
+
+def measured_tables() -> str:
+    """The demo's own tables."""
+    return (ROOT / "docs/demo/tables.md").read_text(encoding="utf-8").strip()
+
+
+def quoted_sentences() -> str:
+    """Sentences that the experiments wrote about hybrids, each a bullet."""
+    lines = []
+    for experiment, section, beginnings in QUOTED:
+        summary = (RESULTS / experiment / "summary.md").read_text(encoding="utf-8")
+        part = summary.split(section, 1)[1].split("\n## ", 1)[0] if section else summary
+        bullets = [line[2:] for line in part.splitlines() if line.startswith("- ")]
+        for beginning in beginnings:
+            (sentence,) = (b for b in bullets if b.startswith(beginning))
+            lines.append(f"- *{SUBJECTS[experiment]}:* {sentence}")
+    return "\n".join(lines)
+
+
+BLOCKS = {"demo": measured_tables, "hybrids": quoted_sentences}
+
+
+def main() -> None:
+    """Replace every block."""
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    for name, content in BLOCKS.items():
+        begin, end = markers(name)
+        head, tail = text.split(begin, 1)[0], text.split(end, 1)[1]
+        text = f"{head}{begin}\n{content()}\n{end}{tail}"
+    readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ LAYERS = [
     "validation kernels features projections moments proposals nonlinearities statistics"
     " transforms request directions",
     "feature_map dependence exponents",
-    "wrapped random_features exponential_pairs transformed exponential pair_matrices",
+    "directional wrapped random_features transformed exponential pair_matrices",
     "switches expressions",
     "algebra fitting balanced hybrids clusters",
     "specification feature_maps catalog",

@@ -26,7 +26,10 @@ SUBJECTS = {
 
 def markers(name: str) -> tuple[str, str]:
     """The comments around a block."""
-    return f"<!-- {name}:begin (written by tools/readme_from_results.py) -->", f"<!-- {name}:end -->"
+    return (
+        f"<!-- {name}:begin (written by tools/readme_from_results.py) -->",
+        f"<!-- {name}:end -->",
+    )
 
 
 def block_of(text: str, name: str) -> str:

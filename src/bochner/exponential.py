@@ -13,20 +13,17 @@ import math
 import torch
 from torch import Tensor
 
+from bochner.directional import DirectionalMap
 from bochner.directions import Directions
-from bochner.exponential_pairs import exponential_covariance
 from bochner.exponents import shared_covariance
-from bochner.feature_map import FeatureMap
-from bochner.features import Features, SignedLog
-from bochner.moments import coupled_pair
-from bochner.projections import Projection
+from bochner.features import Features
 from bochner.request import Request
 
 _LARGEST_RESIDUAL = 1e-6
 """Entry of A A^-1 - I above which a dense matrix counts as singular."""
 
 
-class ComplexExponential(FeatureMap):
+class ComplexExponential(DirectionalMap):
     """exp(x.y) from Re f(w, A x) f(w, A^-T y); a real matrix gives positive features.
 
         real A      [f(w_j, A x)] / sqrt(r)                       r columns, positive
@@ -67,11 +64,7 @@ class ComplexExponential(FeatureMap):
         directions: Directions | None = None,
         offset: Tensor | None = None,
     ) -> None:
-        super().__init__()
-        self.kernel = request.kernel
-        self.dim = request.dim
-        self.num_features = request.num_features
-        self.batch_shape = request.batch_shape
+        super().__init__(request)
         matrix = _checked(matrix, request)
         self.oscillating = matrix.is_complex()
         self.diagonal = matrix.ndim == len(self.batch_shape) + 1
@@ -103,16 +96,6 @@ class ComplexExponential(FeatureMap):
         """A^-T in the form of `matrix`."""
         stored = self._inverse_transpose
         return torch.view_as_complex(stored) if self.oscillating else stored
-
-    @property
-    def omega(self) -> Tensor:
-        """The directions w, [*batch_shape, r, d]."""
-        return self.directions.omega
-
-    @property
-    def projection(self) -> Projection:
-        """The coupling of the directions."""
-        return self.directions.projection
 
     # -- features -----------------------------------------------------------------------------------
     def _query(self, x: Tensor) -> Features:
@@ -156,26 +139,11 @@ class ComplexExponential(FeatureMap):
             return x * matrix.unsqueeze(-2)
         return x @ matrix.transpose(-1, -2)
 
-    def log_exact(self, x: Tensor, y: Tensor) -> SignedLog:
-        """The kernel's logarithm; the sign is 1."""
-        log = self.kernel.log(x, y)
-        return SignedLog(log, torch.ones_like(log))
-
-    def resample_(self, generator: torch.Generator) -> ComplexExponential:
-        """Redraw the directions, for every map that shares them; the matrix stays."""
-        self.directions.resample_(generator)
-        return self
-
     # -- properties -----------------------------------------------------------------------------------
     @property
     def positive(self) -> bool:
         """If the matrix is real."""
         return not self.oscillating
-
-    @property
-    def unbiased(self) -> bool:
-        """As the projection."""
-        return self.projection.unbiased
 
     @property
     def symmetric(self) -> bool:
@@ -184,15 +152,6 @@ class ComplexExponential(FeatureMap):
             return False
         gap = (self.matrix - self.inverse_transpose.conj()).abs().amax()
         return bool(gap <= 1e-12)
-
-    @property
-    def num_projections(self) -> int:
-        """Directions drawn: as many as columns for a real matrix, half as many for a complex one."""
-        return self.directions.count
-
-    def draws(self) -> list[Tensor]:
-        """The directions."""
-        return [self.omega]
 
     # -- closed forms ---------------------------------------------------------------------------------
     def exponents(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, bool]:
@@ -210,38 +169,22 @@ class ComplexExponential(FeatureMap):
 
     def relative_variance(self, x: Tensor, y: Tensor) -> Tensor | None:
         """docs/theory.md 8; None for Hadamard and Sobol, and for coupled w with a complex matrix."""
-        base = self.projection.antithetic_base or self.projection
         count, even = self.directions.independent
-        coupling = base.coupling(count, self.dim)
+        coupling = self.base_projection.coupling(count, self.dim)
         if coupling is None or (coupling.share and self.oscillating):
             return None
         queries, keys, _ = self.exponents(x, y)
         variance = shared_covariance(queries, keys, queries, keys, count=count, even=even)
-        if coupling.share:
-            u, v = queries.real, keys.real
-            norms = u.square().sum(-1).unsqueeze(-1) + v.square().sum(-1).unsqueeze(-2)
-            norms = (norms + 2.0 * u @ v.transpose(-1, -2)).clamp(0.0, 1e3)  # inf from e^709 on
-            pair = coupled_pair(norms, self.dim, coupling.cosine, oscillating=False, even=even)
-            coupled = variance + coupling.share * (pair - 1.0)
-            variance = torch.where(torch.isinf(variance), variance, coupled)  # no inf - inf
-        return variance.clamp_min(0.0)
+        return self.with_coupling(variance, queries.real, keys.real, oscillating=False, even=even)
 
     def relative_covariance(self, x: Tensor, y: Tensor) -> Tensor | None:
         """docs/theory.md 8 on the grid; directions taken as independent."""
-        base = self.projection.antithetic_base or self.projection
+        base = self.base_projection
         if base.coupling(1, self.dim) is None and not base.unbiased:
             return None  # rows that are not normal have no closed form at all
         queries, keys, even = self.exponents(x, y)
         count, _ = self.directions.independent
         return shared_covariance(queries, keys, queries, keys, count=count, even=even, grid=True)
-
-    def covariance_with(
-        self, other: FeatureMap, x: Tensor, y: Tensor, *, grid: bool
-    ) -> Tensor | None:
-        """With any exponential estimator on the same independent directions (docs/theory.md 8)."""
-        if other is self:
-            return super().covariance_with(other, x, y, grid=grid)
-        return exponential_covariance(self, other, x, y, grid=grid)
 
     def extra_repr(self) -> str:
         """Form of the matrix, coupling and properties."""

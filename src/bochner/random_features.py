@@ -8,18 +8,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bochner.directional import DirectionalMap
 from bochner.directions import Directions
-from bochner.exponential_pairs import exponential_covariance
-from bochner.feature_map import FeatureMap
-from bochner.features import Features, SignedLog
-from bochner.moments import coupled_pair, log_cross_moment, log_second_moment_pairs, rho_of
+from bochner.features import Features
+from bochner.moments import log_cross_moment, log_second_moment_pairs, rho_of
 from bochner.nonlinearities import Nonlinearity
-from bochner.projections import IID, Projection
+from bochner.projections import IID
 from bochner.proposals import Proposal, StandardNormal
 from bochner.request import Request
 
 
-class RandomFeatures(FeatureMap):
+class RandomFeatures(DirectionalMap):
     """Features of the softmax or Gaussian kernel from random projections.
 
     Shapes:     x [*b, n, d] -> values [*b, n, m], m = columns * r.
@@ -51,11 +50,7 @@ class RandomFeatures(FeatureMap):
         *,
         directions: Directions | None = None,
     ) -> None:
-        super().__init__()
-        self.kernel = request.kernel
-        self.dim = request.dim
-        self.num_features = request.num_features
-        self.batch_shape = request.batch_shape
+        super().__init__(request)
         self.nonlinearity = nonlinearity
         count = request.num_projections(nonlinearity.columns, repr(nonlinearity))
         if directions is None:
@@ -70,19 +65,9 @@ class RandomFeatures(FeatureMap):
             )
 
     @property
-    def omega(self) -> Tensor:
-        """The directions, [*batch_shape, r, d]."""
-        return self.directions.omega
-
-    @property
     def proposal(self) -> Proposal:
         """The law of the directions."""
         return self.directions.proposal
-
-    @property
-    def projection(self) -> Projection:
-        """The coupling of the directions."""
-        return self.directions.projection
 
     def _query(self, x: Tensor) -> Features:
         omega = self.omega.to(x.dtype)
@@ -99,67 +84,33 @@ class RandomFeatures(FeatureMap):
     def _key(self, y: Tensor) -> Features:
         return self._query(y)
 
-    def log_exact(self, x: Tensor, y: Tensor) -> SignedLog:
-        """The kernel's logarithm; the sign is 1."""
-        log = self.kernel.log(x, y)
-        return SignedLog(log, torch.ones_like(log))
-
-    def resample_(self, generator: torch.Generator) -> RandomFeatures:
-        """Redraw omega from `generator`, for every map that shares it."""
-        self.directions.resample_(generator)
-        return self
-
     @property
     def positive(self) -> bool:
         """As the nonlinearity."""
         return self.nonlinearity.positive
 
     @property
-    def unbiased(self) -> bool:
-        """As the projection."""
-        return self.projection.unbiased
-
-    @property
     def symmetric(self) -> bool:
         """True: one function for queries and keys."""
         return True
-
-    @property
-    def num_projections(self) -> int:
-        """Rows of omega."""
-        return self.directions.count
-
-    def draws(self) -> list[Tensor]:
-        """omega."""
-        return [self.omega]
 
     # -- closed forms -------------------------------------------------------------------------------
     def relative_variance(self, x: Tensor, y: Tensor) -> Tensor | None:
         """Closed form (docs/theory.md 1 to 3); None for Hadamard, Sobol and for coupled
         directions under a proposal that is not isotropic."""
-        base = self.projection.antithetic_base or self.projection
         directions, even = self._independent_directions()
-        coupling = base.coupling(directions, self.dim)
+        coupling = self.base_projection.coupling(directions, self.dim)
         if coupling is None or (coupling.share and not self.proposal.isotropic):
             return None
         x, y, rho = self._coordinates(x, y)
         oscillating = self.nonlinearity.oscillating
         log_moment = log_second_moment_pairs(x, y, rho, oscillating=oscillating, even=even)
         variance = torch.expm1(log_moment) / directions
-        if coupling.share:
-            sign = -2.0 if oscillating else 2.0
-            norms = x.square().sum(-1).unsqueeze(-1) + y.square().sum(-1).unsqueeze(-2)
-            norms = (norms + sign * x @ y.transpose(-1, -2)).clamp(0.0, 1e3)  # inf from e^709 on
-            pair = coupled_pair(
-                norms, self.dim, coupling.cosine, oscillating=oscillating, even=even
-            )
-            coupled = variance + coupling.share * (pair - 1.0)
-            variance = torch.where(torch.isinf(variance), variance, coupled)  # no inf - inf
-        return variance.clamp_min(0.0)
+        return self.with_coupling(variance, x, y, oscillating=oscillating, even=even)
 
     def relative_covariance(self, x: Tensor, y: Tensor) -> Tensor | None:
         """docs/theory.md 3, for any Gaussian proposal; directions taken as independent."""
-        base = self.projection.antithetic_base or self.projection
+        base = self.base_projection
         if base.coupling(1, self.dim) is None and not isinstance(base, IID) and not base.unbiased:
             return None  # rows that are not normal have no closed form at all
         directions, even = self._independent_directions()
@@ -174,22 +125,13 @@ class RandomFeatures(FeatureMap):
         return torch.expm1(log_moment) / directions
 
     def exponents(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, bool] | None:
-        """(query points, key points, even) with s_ij = query_i + key_j, such that one estimate is
-        K Re exp(omega.s - s.s/2), averaged over ±omega if even; None for another proposal."""
+        """s = x + y, or i (x - y) if oscillating; None for another proposal than N(0, I)."""
         if not isinstance(self.proposal, StandardNormal):
             return None
         unit = 1j if self.nonlinearity.oscillating else 1.0
         key = -unit if self.nonlinearity.oscillating else unit
         _, even = self._independent_directions()
         return unit * x.to(torch.complex128), key * y.to(torch.complex128), even
-
-    def covariance_with(
-        self, other: FeatureMap, x: Tensor, y: Tensor, *, grid: bool
-    ) -> Tensor | None:
-        """With any exponential estimator on the same independent directions (theory 8)."""
-        if other is self:
-            return super().covariance_with(other, x, y, grid=grid)
-        return exponential_covariance(self, other, x, y, grid=grid)
 
     def _independent_directions(self) -> tuple[int, bool]:
         """Directions up to sign, and whether each is averaged with its negative."""

@@ -251,7 +251,7 @@ def test_the_variance_of_a_draw(
     x, y = 0.5 * s * (u[:1] + u[1:]), 0.5 * s * (u[:1] - u[1:])
     ratio = phi.estimate(x, y)[:, 0, 0] / phi.kernel(x, y)[0, 0]
     declared = float(phi.relative_variance(x, y).flatten()[0])
-    phi.projection = IID() if projection.antithetic_base is None else Antithetic(IID())
+    phi.directions.projection = IID() if projection.antithetic_base is None else Antithetic(IID())
     uncoupled = float(phi.relative_variance(x, y).flatten()[0])
     coupling = abs(math.log(declared / uncoupled))
     variance_is(ratio, declared, see=coupling if coupling > 0.01 else 0.15)

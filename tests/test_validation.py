@@ -29,7 +29,7 @@ from bochner.nonlinearities import Trigonometric
 from bochner.proposals import GaussianProposal
 from bochner.random_features import RandomFeatures
 from bochner.transforms import Centring, LinearPair, SharedLinear
-from tests.maps import FITTED, fitted, normal, seeded
+from tests.maps import FITTED, budget, fitted, normal, seeded
 
 PHI = make("positive", dim=4, num_features=8, generator=seeded(0))
 HEADS = make("positive", dim=4, num_features=8, batch_shape=(3,), generator=seeded(0))
@@ -494,7 +494,7 @@ def _uses(phi: FeatureMap) -> list[Callable[[], object]]:
 
 @pytest.mark.parametrize("name", FITTED)
 def test_unfitted_use(name: str) -> None:
-    phi = make(name, dim=4, num_features=8, generator=seeded(0))
+    phi = make(name, dim=4, num_features=budget(name, 8), generator=seeded(0))
     message = (
         rf"feature map '{name}' is data-aware and has seen no data; call phi = phi\.fit\(queries"
     )

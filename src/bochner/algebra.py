@@ -282,11 +282,9 @@ class Scaled(WrappedMap):
 
 def _concatenate(parts: list[Features]) -> Features:
     if all(p.positive for p in parts):
-        scales = torch.broadcast_tensors(*(p.log_scale for p in parts))
-        logs = [
-            p.log_values + s for p, s in zip(parts, scales, strict=True) if p.log_values is not None
-        ]
-        return Features.from_logs(torch.cat(logs, dim=-1))
+        logs = [p.log_features() for p in parts]
+        lead = torch.broadcast_shapes(*(log.shape[:-1] for log in logs))
+        return Features.from_logs(torch.cat([log.expand(*lead, -1) for log in logs], dim=-1))
     top = torch.stack(torch.broadcast_tensors(*(p.log_scale for p in parts))).amax(0)
     values = [p.values * torch.exp(p.log_scale - top) for p in parts]
     return Features(torch.cat(values, dim=-1), top)

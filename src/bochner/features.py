@@ -46,12 +46,13 @@ class Features:
         (tensor([[1.0000, 0.3679]]), tensor([[1000.]]))
     """
 
-    __slots__ = ("_values", "log_scale", "log_values")
+    __slots__ = ("_log_scale", "_logs", "_normalised", "_values")
 
     def __init__(self, values: Tensor, log_scale: Tensor) -> None:
         self._values: Tensor | None = values
-        self.log_values: Tensor | None = None
-        self.log_scale = log_scale
+        self._logs: Tensor | None = None
+        self._log_scale = log_scale
+        self._normalised = True
 
     @classmethod
     def from_logs(cls, log_features: Tensor) -> Features:
@@ -60,57 +61,111 @@ class Features:
 
     @classmethod
     def from_scaled_logs(cls, log_features: Tensor, log_scale: Tensor) -> Features:
-        """Positive features exp(log_features + log_scale); the row maximum moves into the scale.
+        """Positive features exp(log_features + log_scale); the row maximum moves into the scale when
+        `log_values` or `log_scale` are asked for.
 
         A logarithm of -inf is a feature that is 0; a row may hold nothing else.
         """
-        shift = log_features.detach().amax(dim=-1, keepdim=True)
-        shift = torch.where(shift == -math.inf, 0.0, shift)
         features = cls.__new__(cls)
         features._values = None
-        features.log_values = log_features - shift
-        features.log_scale = log_scale + shift
+        features._logs, features._log_scale = log_features, log_scale
+        features._normalised = False
         return features
+
+    def _normalise(self) -> None:
+        """Move the row maximum of the logarithms into the scale."""
+        if not self._normalised:
+            assert self._logs is not None
+            shift = self._logs.detach().amax(dim=-1, keepdim=True)
+            shift = torch.where(shift == -math.inf, 0.0, shift)
+            self._logs = self._logs - shift
+            self._log_scale = self._log_scale + shift
+            self._normalised = True
+
+    @property
+    def log_scale(self) -> Tensor:
+        """The scale of every row, [*b, n, 1]."""
+        self._normalise()
+        return self._log_scale
+
+    @property
+    def log_values(self) -> Tensor | None:
+        """Logarithms <= 0 of positive features, [*b, n, m], 0 the largest of a row; None if signed."""
+        self._normalise()
+        return self._logs
+
+    def log_features(self) -> Tensor:
+        """log phi(x) itself, [*b, n, m], of positive features; cheaper than both its parts."""
+        if self._logs is None:
+            raise ValueError("signed features have no logarithms; use values and log_scale.")
+        return self._logs + self._log_scale
+
+    def used_up(self) -> Tensor:
+        """`log_features`, written over the logarithms that these features hold: the last use of them.
+
+        Consumers that stream over blocks of tokens spend their time in allocating, not in adding.
+        Under autograd and while compiling a new tensor is made.
+        """
+        if self._logs is None or not _own(self._logs, self._log_scale):
+            return self.log_features()
+        return self._logs.add_(self._log_scale)
+
+    def used_up_in_parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(log_features, values, log_scale), the values written over what these features hold."""
+        if self._logs is None or not _own(self._logs, self._log_scale):
+            return self.log_features(), self.values, self.log_scale
+        logs, shift = self.log_features(), self._logs.amax(dim=-1, keepdim=True)
+        shift = shift.masked_fill_(shift == -math.inf, 0.0)
+        return logs, self._logs.sub_(shift).exp_(), self._log_scale + shift
 
     @property
     def values(self) -> Tensor:
         """The features without their scale, [*b, n, m]."""
         if self._values is None:
-            assert self.log_values is not None
-            self._values = torch.exp(self.log_values)
+            log_values = self.log_values
+            assert log_values is not None
+            self._values = torch.exp(log_values)
         return self._values
 
     @property
     def positive(self) -> bool:
         """Whether every feature is known to be positive (and travels as a logarithm)."""
-        return self.log_values is not None
+        return self._logs is not None
+
+    def _stored(self) -> Tensor:
+        stored = self._logs if self._values is None else self._values
+        assert stored is not None
+        return stored
 
     @property
     def num_features(self) -> int:
         """m, the number of columns."""
-        stored = self.log_values if self._values is None else self._values
-        assert stored is not None
-        return stored.shape[-1]
+        return self._stored().shape[-1]
 
     def scaled(self, log_factor: Tensor | float) -> Features:
         """The same features times exp(log_factor), log_factor broadcasting to [*b, n, 1]."""
         features = Features.__new__(Features)
-        features._values = self._values
-        features.log_values = self.log_values
-        features.log_scale = self.log_scale + log_factor
+        features._values, features._logs = self._values, self._logs
+        features._log_scale = self._log_scale + log_factor
+        features._normalised = self._normalised
         return features
 
     def materialise(self) -> Tensor:
         """phi(x) itself, [*b, n, m]; leaves the dtype's range where log_scale does."""
-        if self.log_values is not None:
-            return torch.exp(self.log_values + self.log_scale)
+        if self.positive:
+            return torch.exp(self.log_features())
         return self.values * torch.exp(self.log_scale)
 
     def __repr__(self) -> str:
-        kind = "positive" if self.positive else "signed"
-        stored = self.log_values if self._values is None else self._values
-        assert stored is not None
+        kind, stored = "positive" if self.positive else "signed", self._stored()
         return f"Features({kind}, shape={list(stored.shape)}, dtype={stored.dtype})"
+
+
+def _own(logs: Tensor, scale: Tensor) -> bool:
+    """Whether logs + scale may be written over logs."""
+    if torch.compiler.is_compiling() or logs.requires_grad or scale.requires_grad:
+        return False
+    return torch.broadcast_shapes(logs.shape, scale.shape) == logs.shape
 
 
 def log_inner(queries: Features, keys: Features, *, where: Tensor | None = None) -> SignedLog:
@@ -133,11 +188,7 @@ def log_inner(queries: Features, keys: Features, *, where: Tensor | None = None)
         log_abs = torch.log(torch.where(nonzero, product, torch.ones_like(product)).abs()) + scale
         log_abs = log_abs.masked_fill(~nonzero, -math.inf)
         return SignedLog(log_abs, torch.sign(product) * nonzero)
-    # the smallest sum that no lost term can have mattered to: m * (smallest normal) is far below;
-    # a second derivative of the logarithm also divides by its square
-    tiny = torch.finfo(product.dtype).tiny
-    threshold = tiny ** (1 / 3) if product.requires_grad else tiny * 1e8
-    solid = product > threshold
+    solid = product > smallest_product(product)
     log_abs = torch.log(torch.where(solid, product, torch.ones_like(product))) + scale
     wanted = ~solid if where is None else ~solid & where
     if torch.compiler.is_compiling() or bool(wanted.any()):
@@ -152,6 +203,13 @@ def value_products(queries: Features, keys: Features) -> Tensor:
     values = queries.values
     with torch.autocast(device_type=values.device.type, enabled=False):
         return values @ keys.values.transpose(-1, -2)
+
+
+def smallest_product(product: Tensor) -> float:
+    """The smallest inner product of normalised positive features that no lost term can have mattered
+    to: m * (smallest normal) is far below. A second derivative also divides by its square."""
+    tiny = torch.finfo(product.dtype).tiny
+    return tiny ** (1 / 3) if product.requires_grad else tiny * 1e8
 
 
 @torch.compiler.disable

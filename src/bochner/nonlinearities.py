@@ -45,8 +45,8 @@ class Nonlinearity(ABC):
         return f"{type(self).__name__}()"
 
 
-def _row(log_weight: Tensor | None) -> Tensor | float:
-    return 0.0 if log_weight is None else log_weight.unsqueeze(-2)
+def _weighted(logs: Tensor, log_weight: Tensor | None) -> Tensor:
+    return logs if log_weight is None else logs + log_weight.unsqueeze(-2)
 
 
 @dataclass(frozen=True, repr=False)
@@ -67,7 +67,7 @@ class Positive(Nonlinearity):
     ) -> Features:
         """Logarithms u + log_weight, scale -|x|^2/2 - log(r)/2."""
         log_scale = -half_norms - 0.5 * math.log(projected.shape[-1])  # 1/sqrt(r)
-        return Features.from_scaled_logs(projected + _row(log_weight), log_scale)
+        return Features.from_scaled_logs(_weighted(projected, log_weight), log_scale)
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,8 +87,8 @@ class Hyperbolic(Nonlinearity):
         self, projected: Tensor, half_norms: Tensor, log_weight: Tensor | None
     ) -> Features:
         """Logarithms ±u + log_weight, scale -|x|^2/2 - log(2r)/2."""
-        weight = _row(log_weight)
-        log_features = torch.cat((projected + weight, weight - projected), dim=-1)
+        both = (_weighted(u, log_weight) for u in (projected, -projected))
+        log_features = torch.cat((*both,), dim=-1)
         log_scale = -half_norms - 0.5 * math.log(2 * projected.shape[-1])  # 1/sqrt(2r)
         return Features.from_scaled_logs(log_features, log_scale)
 

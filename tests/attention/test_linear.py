@@ -26,7 +26,7 @@ def test_equals_dense(name: str, causal: bool, kernel: str) -> None:
     torch.testing.assert_close(out, dense(phi, q, k, v, causal=causal), **EXACT)
 
 
-@pytest.mark.parametrize("length", [1, 2, CAUSAL_BLOCK - 1, CAUSAL_BLOCK, CAUSAL_BLOCK + 1, 131])
+@pytest.mark.parametrize("length", [1, 2, CAUSAL_BLOCK - 1, CAUSAL_BLOCK, CAUSAL_BLOCK + 1, 259])
 @pytest.mark.parametrize("causal", [False, True])
 def test_any_length(length: int, causal: bool) -> None:
     phi = fitted("positive", dim=4, num_features=7)

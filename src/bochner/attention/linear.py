@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from bochner.attention.inputs import attention_inputs, check_some_key_visible
-from bochner.attention.state import AttentionState, absorb, advance, normalised, read
+from bochner.attention.state import AttentionState, Rows, absorb, advance, normalised, read
 from bochner.feature_map import FeatureMap, compute_dtype
 
-BLOCK = 256
+BLOCK = 512
 """Tokens whose features exist at one time in the bidirectional form."""
 
 
@@ -53,7 +53,7 @@ def linear_attention(
     if causal:
         return advance(AttentionState(feature_map), *inputs)[0]
     q, k, v, key_mask = inputs
-    outputs = []
+    outputs = Rows(q, v)
     with torch.autocast(device_type=q.device.type, enabled=False):
         state = AttentionState(feature_map)
         for start in range(0, k.shape[-2], BLOCK):
@@ -64,5 +64,5 @@ def linear_attention(
         for start in range(0, q.shape[-2], BLOCK):
             queries = feature_map.query(q[..., start : start + BLOCK, :])
             numerator, denominator, _ = read(state, queries)
-            outputs.append(normalised(numerator, denominator, feature_map).to(v.dtype))
-    return torch.cat(outputs, dim=-2)
+            outputs.append(normalised(numerator, denominator, feature_map))
+    return outputs.whole()

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from bochner.attention.inputs import attention_inputs
 from bochner.feature_map import FeatureMap, compute_dtype
-from bochner.features import Features, log_inner
+from bochner.features import Features, SignedLog, log_inner, smallest_product
 
-CAUSAL_BLOCK = 64
+CAUSAL_BLOCK = 128
 """Tokens per block of the causal form: [block, block] scores are formed inside a block only."""
 
 
@@ -53,10 +53,30 @@ class AttentionState:
 
 
 def feature_logs(features: Features) -> tuple[Tensor | None, Tensor]:
-    """(mantissa, logarithm): (None, [*b, n, m]) if positive, (values [*b, n, m], [*b, n, 1]) if signed."""
-    if features.log_values is not None:
-        return None, features.log_values + features.log_scale
+    """(mantissa, logarithm): (None, [*b, n, m]) if positive, (values [*b, n, m], [*b, n, 1]) if signed.
+
+    The last use of the features: their memory is written over.
+    """
+    if features.positive:
+        return None, features.used_up()
     return features.values, features.log_scale
+
+
+def _added(logs: Tensor, shift: Tensor) -> Tensor:
+    """logs + shift; overwrites `logs` where autograd does not need it."""
+    own = logs.shape[:-2] == shift.shape[:-2] and logs.shape[-1] == shift.shape[-1]
+    if own and not (logs.requires_grad or shift.requires_grad or torch.compiler.is_compiling()):
+        return logs.add_(shift)
+    return logs + shift
+
+
+def exp_difference(logs: Tensor, shift: Tensor, mantissa: Tensor | None) -> Tensor:
+    """mantissa * exp(logs - shift); overwrites `logs` where autograd does not need it."""
+    own = mantissa is None and logs.shape[:-2] == shift.shape[:-2]
+    if own and not (logs.requires_grad or torch.compiler.is_compiling()):
+        return logs.sub_(shift).exp_()
+    weights = torch.exp(logs - shift)
+    return weights if mantissa is None else weights * mantissa
 
 
 def absorb(
@@ -64,18 +84,26 @@ def absorb(
 ) -> AttentionState:
     """The state after a block of keys; hidden keys leave no trace.
 
-    Shapes:     keys [*b, n, m], values [*b, n, dv], visible [*b, n] (True = attend) or None.
+    Shapes:     keys [*b, n, m], used up; values [*b, n, dv], visible [*b, n] (True = attend) or None.
     Cost:       O(n m dv) time.
     """
-    mantissa, log_keys = feature_logs(keys)
+    return absorb_logs(state, feature_logs(keys), values, visible)
+
+
+def absorb_logs(
+    state: AttentionState,
+    keys: tuple[Tensor | None, Tensor],
+    values: Tensor,
+    visible: Tensor | None,
+) -> AttentionState:
+    """`absorb` of (mantissa, logarithms) as `feature_logs` gives them."""
+    mantissa, log_keys = keys
     if visible is not None:
         log_keys = log_keys.masked_fill(~visible.unsqueeze(-1), -math.inf)
     top = log_keys.detach().amax(dim=-2, keepdim=True)
     reference = top if state.reference is None else torch.maximum(state.reference, top)
     finite = torch.where(torch.isinf(reference), 0.0, reference)  # -inf: no visible key yet
-    weights = torch.exp(log_keys - finite)
-    if mantissa is not None:
-        weights = weights * mantissa
+    weights = exp_difference(log_keys, finite, mantissa)
     numerator = weights.transpose(-1, -2) @ values.to(weights.dtype)
     denominator = weights.sum(dim=-2)
     if state.reference is not None:
@@ -90,19 +118,28 @@ def absorb(
 def read(state: AttentionState, queries: Features) -> tuple[Tensor, Tensor, Tensor]:
     """What queries find in the state: numerator [*b, n, dv], denominator [*b, n, 1], their log-scale.
 
-    The scale [*b, n, 1] is that of both, relative to exp(query log-scale) taken out; -inf where the
-    state holds no visible key.
+    The queries are used up. The scale [*b, n, 1] is that of both, that of the query included; -inf where
+    the state holds no visible key.
     """
+    return read_logs(state, feature_logs(queries))
+
+
+def read_logs(
+    state: AttentionState, queries: tuple[Tensor | None, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`read` of (mantissa, logarithms) as `feature_logs` gives them."""
     assert state.reference is not None
     assert state.numerator is not None
     assert state.denominator is not None
     denominators = state.denominator.unsqueeze(-1)
-    mantissa, log_queries = feature_logs(queries)
-    total = log_queries + state.reference
+    mantissa, log_queries = queries
+    if mantissa is None:
+        total = _added(log_queries, state.reference)
+    else:
+        total = log_queries + state.reference
     scale = total.detach().amax(dim=-1, keepdim=True)
-    weights = torch.exp(total - torch.where(torch.isinf(scale), 0.0, scale))
-    if mantissa is not None:
-        weights = weights * mantissa
+    finite = torch.where(torch.isinf(scale), 0.0, scale)
+    weights = exp_difference(total, finite, mantissa)
     return (
         weights @ state.numerator.to(weights.dtype),
         weights @ denominators.to(weights.dtype),
@@ -112,30 +149,86 @@ def read(state: AttentionState, queries: Features) -> tuple[Tensor, Tensor, Tens
 
 def causal_block(
     state: AttentionState, queries: Features, keys: Features, values: Tensor, visible: Tensor | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, AttentionState]:
     """One block: earlier keys through the state, keys of the block through their pairwise scores.
 
-    Nothing that a row computes depends on a later key, not even its stabiliser.
+    Nothing that a row computes depends on a later key, not even its stabiliser. Queries and keys are used
+    up.
 
-    Returns:    numerator [*b, n, dv] and denominator [*b, n, 1]; both 0 where no key is visible.
+    Returns:    numerator [*b, n, dv] and denominator [*b, n, 1], both 0 where no key is visible, and the
+                state after the block.
     """
     length = values.shape[-2]
     allowed = torch.ones(length, length, dtype=torch.bool, device=values.device).tril()
     if visible is not None:
         allowed = allowed & visible.unsqueeze(-2)
-    scores = log_inner(queries, keys, where=allowed)
-    top = scores.log_abs.detach().amax(dim=-1, keepdim=True)
-    if state.reference is not None:
-        past_numerator, past_denominator, past = read(state, queries)
-        top = torch.maximum(top, past.detach())
-    finite = torch.where(torch.isinf(top), 0.0, top)
-    weights = scores.sign * torch.exp(scores.log_abs - finite)
+    if not (queries.positive and keys.positive) or torch.compiler.is_compiling():
+        scores = log_inner(queries, keys, where=allowed)
+        past = None if state.reference is None else read(state, queries)
+        weights, top = _from_logs(scores, past)
+        next_state = absorb(state, keys, values, visible)
+    else:
+        log_queries, query_values, query_scale = queries.used_up_in_parts()
+        log_keys, key_values, key_scale = keys.used_up_in_parts()
+        product = query_values @ key_values.transpose(-1, -2)
+        lost, scores = _lost_rows(product, allowed), None
+        if lost is not None:
+            pair = Features.from_logs(log_queries), Features.from_logs(log_keys)
+            scores = log_inner(*pair, where=allowed)
+        past = None if state.reference is None else read_logs(state, (None, log_queries))
+        weights, top = _from_product(product, query_scale, key_scale, allowed, past)
+        if lost is not None and scores is not None:
+            exact, exact_top = _from_logs(scores, past)
+            weights, top = torch.where(lost, exact, weights), torch.where(lost, exact_top, top)
+        next_state = absorb_logs(state, (None, log_keys), values, visible)
     numerator, denominator = weights @ values.to(weights.dtype), weights.sum(dim=-1, keepdim=True)
-    if state.reference is not None:
-        decay = torch.exp(past - finite)
-        numerator = numerator + past_numerator * decay
-        denominator = denominator + past_denominator * decay
-    return numerator, denominator
+    if past is not None:
+        decay = torch.exp(past[2] - torch.where(torch.isinf(top), 0.0, top))
+        numerator = numerator + past[0] * decay
+        denominator = denominator + past[1] * decay
+    return numerator, denominator, next_state
+
+
+Past = tuple[Tensor, Tensor, Tensor]
+"""What `read` gives: numerator, denominator, log-scale."""
+
+
+def _lost_rows(product: Tensor, allowed: Tensor) -> Tensor | None:
+    """Rows [*b, n, 1] with an allowed product so small that features have underflowed; None if none has."""
+    smallest = smallest_product(product)
+    if float(product.detach().amin()) > smallest:
+        return None
+    lost = ((product <= smallest) & allowed).any(dim=-1, keepdim=True)
+    return lost if bool(lost.any()) else None
+
+
+def _from_product(
+    product: Tensor, query_scale: Tensor, key_scale: Tensor, allowed: Tensor, past: Past | None
+) -> tuple[Tensor, Tensor]:
+    """exp(log K_ij - top_i) of the allowed pairs of a block, 0 elsewhere, and top [*b, n, 1].
+
+    The stabiliser comes from the scales of the keys so far: no logarithm of a score is formed.
+    """
+    scales = key_scale.transpose(-1, -2)
+    seen = scales.detach().masked_fill(~allowed[..., -1:, :], -math.inf)  # not by hidden keys
+    top = torch.cummax(seen, dim=-1).values.transpose(-1, -2) + query_scale.detach()
+    if past is not None:
+        top = torch.maximum(top, past[2])
+    logs = scales + (query_scale - torch.where(torch.isinf(top), 0.0, top))
+    hidden = ~allowed
+    fresh = not (product.requires_grad or logs.requires_grad) and logs.shape == product.shape
+    if fresh and torch.broadcast_shapes(hidden.shape, logs.shape) == logs.shape:
+        return product.mul_(logs.masked_fill_(hidden, -math.inf).exp_()), top
+    return product * torch.exp(logs.masked_fill(hidden, -math.inf)), top
+
+
+def _from_logs(scores: SignedLog, past: Past | None) -> tuple[Tensor, Tensor]:
+    """The same from the logarithms of all scores: signed maps, and rows that underflow."""
+    top = scores.log_abs.detach().amax(dim=-1, keepdim=True)
+    if past is not None:
+        top = torch.maximum(top, past[2])
+    finite = torch.where(torch.isinf(top), 0.0, top)
+    return scores.sign * torch.exp(scores.log_abs - finite), top
 
 
 def normalised(numerator: Tensor, denominator: Tensor, feature_map: FeatureMap) -> Tensor:
@@ -154,6 +247,35 @@ def normalised(numerator: Tensor, denominator: Tensor, feature_map: FeatureMap) 
                 stacklevel=4,
             )
     return torch.where(empty, 0.0, numerator / torch.where(empty, 1.0, denominator))
+
+
+class Rows:
+    """Blocks of output rows, put in place as they come; concatenated where autograd records them.
+
+    Shapes:     whole() [*b, n, dv] in v's dtype, for n queries.
+    """
+
+    def __init__(self, q: Tensor, v: Tensor) -> None:
+        self._length, self._v = q.shape[-2], v
+        self._out: Tensor | None = None
+        self._parts: list[Tensor] = []
+        self._next = 0
+
+    def append(self, rows: Tensor) -> None:
+        """The next rows [*b, n', dv]."""
+        if rows.requires_grad or torch.compiler.is_compiling():
+            self._parts.append(rows.to(self._v.dtype))
+            return
+        if self._out is None:
+            shape = (*rows.shape[:-2], self._length, rows.shape[-1])
+            self._out = torch.empty(shape, dtype=self._v.dtype, device=rows.device)
+        end = self._next + rows.shape[-2]
+        self._out[..., self._next : end, :] = rows
+        self._next = end
+
+    def whole(self) -> Tensor:
+        """All rows."""
+        return torch.cat(self._parts, dim=-2) if self._out is None else self._out
 
 
 def step(
@@ -201,7 +323,7 @@ def advance(
 ) -> tuple[Tensor, AttentionState]:
     """`step` on checked inputs, block by block."""
     feature_map = state.feature_map
-    outputs = []
+    outputs = Rows(q, v)
     with torch.autocast(device_type=q.device.type, enabled=False):
         for start in range(0, q.shape[-2], CAUSAL_BLOCK):
             rows = slice(start, start + CAUSAL_BLOCK)
@@ -209,7 +331,6 @@ def advance(
             queries = feature_map.query(q[..., rows, :])
             keys = feature_map.key(k[..., rows, :])
             values = v[..., rows, :].to(compute_dtype(k))
-            numerator, denominator = causal_block(state, queries, keys, values, visible)
-            outputs.append(normalised(numerator, denominator, feature_map).to(v.dtype))
-            state = absorb(state, keys, values, visible)
-    return torch.cat(outputs, dim=-2), state
+            numerator, denominator, state = causal_block(state, queries, keys, values, visible)
+            outputs.append(normalised(numerator, denominator, feature_map))
+    return outputs.whole(), state

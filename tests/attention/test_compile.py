@@ -40,7 +40,9 @@ def test_pairs_that_underflow_are_not_lost() -> None:
     phi = fitted("positive", dim=4, num_features=16, dtype=torch.float32)
     q, k, v = _inputs(70, scale=20.0)
     out = torch.compile(linear_attention, backend="eager")(phi, q, k, v, causal=True)
-    eager = linear_attention(phi, q, k, v, causal=True)  # compiled, all scores go through logarithms
+    eager = linear_attention(
+        phi, q, k, v, causal=True
+    )  # compiled, all scores go through logarithms
     torch.testing.assert_close(out, eager, rtol=1e-4, atol=1e-4)
 
 

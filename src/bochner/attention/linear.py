@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from bochner.attention.inputs import attention_inputs, check_some_key_visible
-from bochner.attention.state import AttentionState, Rows, absorb, advance, normalised, read
+from bochner.attention.recompute import recomputes, run
+from bochner.attention.state import (
+    CAUSAL_BLOCK,
+    AttentionState,
+    Rows,
+    absorb,
+    advance,
+    normalised,
+    read,
+)
 from bochner.feature_map import FeatureMap, compute_dtype
 
 BLOCK = 512
@@ -35,7 +44,8 @@ def linear_attention(
     Error:      see `bochner.diagnostics.measure` and `predict`. Signed maps (trigonometric) can give
                 denominators <= 0: a DenominatorWarning says for what share of the rows.
     Cost:       O((n + s) m (d + dv)) time, O(m dv + block m) memory: never n x s. Recorded for
-                autograd it is O((n + s) m).
+                autograd it is O((n + s)(d + dv) + blocks m dv), since the features of a block are
+                computed again in the backward pass.
     Raises:     ValueError or TypeError for wrong shapes, NaN, heads or masks that do not match, and a
                 mask that hides every key of a sequence.
     Example:
@@ -53,16 +63,24 @@ def linear_attention(
     if causal:
         return advance(AttentionState(feature_map), *inputs)[0]
     q, k, v, key_mask = inputs
-    outputs = Rows(q, v)
+
+    def keep(state: AttentionState, k: Tensor, v: Tensor, visible: Tensor | None) -> AttentionState:
+        return absorb(state, feature_map.key(k), v.to(compute_dtype(k)), visible)
+
+    def look_up(state: AttentionState, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return read(state, feature_map.query(q))
+
+    outputs, state = Rows(q, v), AttentionState(feature_map)
+    lengths = (k.shape[-2], q.shape[-2])
+    again = recomputes(feature_map, (q, k, v), -(-max(lengths) // CAUSAL_BLOCK))
     with torch.autocast(device_type=q.device.type, enabled=False):
-        state = AttentionState(feature_map)
-        for start in range(0, k.shape[-2], BLOCK):
+        for start in range(0, lengths[0], BLOCK):
             rows = slice(start, start + BLOCK)
             visible = None if key_mask is None else key_mask[..., rows]
-            values = v[..., rows, :].to(compute_dtype(k))
-            state = absorb(state, feature_map.key(k[..., rows, :]), values, visible)
-        for start in range(0, q.shape[-2], BLOCK):
-            queries = feature_map.query(q[..., start : start + BLOCK, :])
-            numerator, denominator, _ = read(state, queries)
+            parts = k[..., rows, :], v[..., rows, :]
+            state = run(keep, state, *parts, visible, again=again)
+        for start in range(0, lengths[1], BLOCK):
+            queries = q[..., start : start + BLOCK, :]
+            numerator, denominator, _ = run(look_up, state, queries, again=again)
             outputs.append(normalised(numerator, denominator, feature_map))
     return outputs.whole()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bochner.attention.inputs import attention_inputs
+from bochner.attention.recompute import recomputes, run
 from bochner.feature_map import FeatureMap, compute_dtype
 from bochner.features import Features, SignedLog, log_inner, smallest_product
 
@@ -323,14 +324,21 @@ def advance(
 ) -> tuple[Tensor, AttentionState]:
     """`step` on checked inputs, block by block."""
     feature_map = state.feature_map
+
+    def block(
+        state: AttentionState, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None
+    ) -> tuple[Tensor, Tensor, AttentionState]:
+        queries, keys = feature_map.query(q), feature_map.key(k)
+        return causal_block(state, queries, keys, v.to(compute_dtype(k)), visible)
+
     outputs = Rows(q, v)
+    starts = range(0, q.shape[-2], CAUSAL_BLOCK)
+    again = recomputes(feature_map, (q, k, v), len(starts))
     with torch.autocast(device_type=q.device.type, enabled=False):
-        for start in range(0, q.shape[-2], CAUSAL_BLOCK):
+        for start in starts:
             rows = slice(start, start + CAUSAL_BLOCK)
             visible = None if key_mask is None else key_mask[..., rows]
-            queries = feature_map.query(q[..., rows, :])
-            keys = feature_map.key(k[..., rows, :])
-            values = v[..., rows, :].to(compute_dtype(k))
-            numerator, denominator, state = causal_block(state, queries, keys, values, visible)
+            parts = (x[..., rows, :] for x in (q, k, v))
+            numerator, denominator, state = run(block, state, *parts, visible, again=again)
             outputs.append(normalised(numerator, denominator, feature_map))
     return outputs.whole(), state

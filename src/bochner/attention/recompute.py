@@ -1,0 +1,31 @@
+"""Blocks whose intermediate results are computed again in the backward pass instead of being kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from bochner.feature_map import FeatureMap
+
+Result = TypeVar("Result")
+
+
+def recomputes(feature_map: FeatureMap, tensors: tuple[Tensor, ...], blocks: int) -> bool:
+    """Whether autograd records this call and it is long enough, from four blocks on, to save memory.
+
+    Not while compiling: the compiler decides for itself what to keep.
+    """
+    if blocks < 4 or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return any(t.requires_grad for t in (*tensors, *feature_map.parameters()))
+
+
+def run(function: Callable[..., Result], *arguments: object, again: bool) -> Result:
+    """function(*arguments); with `again` only its arguments and results are kept for the backward pass."""
+    if not again:
+        return function(*arguments)
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

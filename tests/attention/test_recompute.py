@@ -1,0 +1,52 @@
+"""Training keeps inputs and states, not features."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from bochner import linear_attention
+from bochner.attention import recompute
+from tests.maps import fitted, normal
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", ["positive", "angular", "cluster", "dark"])
+def test_gradients_are_those_of_what_is_kept(name: str, causal: bool, monkeypatch) -> None:
+    phi = fitted(name, dim=4, num_features=16)
+    q, k, v = (normal(1100, 4, seed=s, scale=0.5).requires_grad_() for s in (1, 2, 3))
+    leaves = [q, k, v, *phi.parameters()]
+
+    def gradients() -> tuple[Tensor, ...]:
+        out = linear_attention(phi, q, k, v, causal=causal)
+        return torch.autograd.grad(out.square().sum(), leaves)
+
+    again = gradients()
+    monkeypatch.setattr(recompute, "checkpoint", lambda function, *a, **_: function(*a))
+    for found, truth in zip(again, gradients(), strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_training_keeps_does_not_grow_with_the_features(causal: bool, monkeypatch) -> None:
+    length, m, d = 4096, 256, 8
+    phi = fitted("positive", dim=d, num_features=m, dtype=torch.float32)
+    q, k, v = (
+        normal(length, d, seed=s, scale=0.5, dtype=torch.float32).requires_grad_()
+        for s in (1, 2, 3)
+    )
+
+    def saved() -> int:
+        sizes: list[int] = []
+
+        def pack(t: Tensor) -> Tensor:
+            sizes.append(t.numel() * t.element_size())
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            linear_attention(phi, q, k, v, causal=causal)
+        return sum(sizes)
+
+    one_feature_matrix = length * m * 4
+    assert saved() < one_feature_matrix
+    monkeypatch.setattr(recompute, "checkpoint", lambda function, *a, **_: function(*a))
+    assert saved() > 3 * one_feature_matrix

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("name", ["demo", "hybrids"])
+@pytest.mark.parametrize("name", ["demo", "hybrids", "bench"])
 def test_readme_quotes_results_word_for_word(name: str) -> None:
     tool = runpy.run_path(str(ROOT / "tools/readme_from_results.py"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

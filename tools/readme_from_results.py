@@ -1,6 +1,7 @@
 """Put measured tables and sentences into README.md: what stands between its markers is written here.
 
     demo        docs/demo/tables.md, word for word, after `bochner demo --out docs/demo`
+    bench       the table of benchmarks/attention.json, after `make bench`
     hybrids     sentences of experiments/hybrid_random_features/results/*/summary.md
 
 A test compares README with both.
@@ -8,6 +9,7 @@ A test compares README with both.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +58,19 @@ def quoted_sentences() -> str:
     return "\n".join(lines)
 
 
-BLOCKS = {"demo": measured_tables, "hybrids": quoted_sentences}
+def benchmark_table() -> str:
+    """The table of `make bench`, and what it was measured on."""
+    found = json.loads((ROOT / "benchmarks/attention.json").read_text(encoding="utf-8"))
+    where = found["environment"]
+    said = (
+        f"Attention of {found['heads']} heads, d = {found['dim']}, m = {found['num_features']}, float32,"
+        f" batch 1, {where['threads']} threads, torch {where['torch']}; medians of {found['repeats']},"
+        " contestants in turn (`make bench`):"
+    )
+    return f"{said}\n\n{found['table']}"
+
+
+BLOCKS = {"demo": measured_tables, "hybrids": quoted_sentences, "bench": benchmark_table}
 
 
 def main() -> None:

@@ -307,3 +307,32 @@ def test_attention_with_large_norms_stays_finite(generator, causal) -> None:
         out = linear_attention(hybrid, q, k, torch.randn(70, 2, generator=generator), causal=causal)
         gradients = torch.autograd.grad(out.sum(), (q, k))
         assert all(bool(torch.isfinite(t).all()) for t in (out, *gradients))
+
+
+# -- identities ---------------------------------------------------------------------------------------------
+def test_gaussian_weighted_trigonometric_features_are_trigonometric(generator) -> None:
+    # cos(a) cos(b) averaged over the signs of b: frequencies w_i + s tau_j and w_i - s tau_j
+    r = request(generator, 6)
+    weight, near = GaussianSwitch(r, 0.7, num_frequencies=2), RandomFeatures(r, Trigonometric())
+    x, y = (0.6 * torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    tau = weight.inner.omega / 0.7
+    both = torch.cat([near.omega + sign * t for t in tau for sign in (1.0, -1.0)])
+    difference = (x.unsqueeze(1) - y) @ both.T
+    norms = 0.5 * (x.square().sum(-1).unsqueeze(-1) + y.square().sum(-1))
+    truth = torch.cos(difference).mean(-1) * torch.exp(norms)
+    assert torch.allclose((weight * near).estimate(x, y), truth, rtol=1e-12)
+
+
+@pytest.mark.parametrize("norms", [(0.9, 0.9), (0.6, 1.1)])
+def test_sharing_orthogonal_projections_does_not_add_error_either(generator, norms) -> None:
+    # no theory: the sample covariance of d = m = 8 is below 0 beyond 7 standard errors (1e-12)
+    r = request(
+        generator, 16, dim=8, batch_shape=(200_000,), projection=Orthogonal(), dtype=torch.float32
+    )
+    far = RandomFeatures(r, Hyperbolic())
+    near = RandomFeatures(r, Trigonometric(), directions=far.directions)
+    x, y = pair(1.4, *norms, dim=8)
+    a, b = ((m.estimate(x, y) / m.kernel(x, y))[:, 0, 0].double() for m in (far, near))
+    products = (a - a.mean()) * (b - b.mean())
+    stderr = float(products.std()) / len(products) ** 0.5
+    assert float(products.mean()) < -7 * stderr

@@ -242,7 +242,7 @@ def _interval(name: str, samples: Tensor) -> Row:
 EXPERIMENT = Experiment(
     name="hrf-classification",
     title="Nonparametric classification: independent, orthogonal and simplex directions",
-    paper="Reid, Choromanski, Likhosherstov and Weller, Simplex Random Features, 2023, section 4",
+    paper="Reid, Choromanski, Likhosherstov and Weller, Simplex Random Features, 2023",
     cells=cells,
     run=run,
     draw=draw,

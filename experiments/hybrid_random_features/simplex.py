@@ -205,7 +205,7 @@ def _short(value: float) -> float:
 EXPERIMENT = Experiment(
     name="hrf-simplex",
     title="Simplex random features: the error of single kernel values under coupled directions",
-    paper="Reid, Choromanski, Likhosherstov and Weller, Simplex Random Features, 2023, section 4",
+    paper="Reid, Choromanski, Likhosherstov and Weller, Simplex Random Features, 2023",
     cells=cells,
     run=run,
     draw=draw,

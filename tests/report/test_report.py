@@ -11,7 +11,7 @@ import torch
 
 from bochner.diagnostics import Comparison, Data, Interval, compare
 from bochner.report.results import comparison_dict, to_json, write_text
-from bochner.report.table import error_text, markdown_table, rows_of
+from bochner.report.table import error_text, markdown_table, rich_table, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +74,16 @@ def test_error_text() -> None:
 
 def test_markdown_table() -> None:
     assert markdown_table(["a", "b"], [["x", "1"]]) == "| a | b |\n|---|---:|\n| x | 1 |"
+
+
+def test_a_map_that_uses_less_than_its_budget_says_so(table: Comparison) -> None:
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (0.5 * torch.randn(2, 40, 4, generator=g) for _ in range(3))
+    partly = compare(Data.of(q, k, v), ["positive", "gaussian-hybrid"], [16], generator=g)
+    cells = {row[0]: row[1] for row in rows_of(partly)[1]}
+    assert cells["gaussian-hybrid"].endswith(" [10]")
+    assert "[" not in cells["positive"]
+    assert "uses n columns" in str(rich_table(partly, "errors").caption)
+    assert rich_table(table, "errors").caption is None
+    row = next(r for r in comparison_dict(partly)["rows"] if r["map"] == "gaussian-hybrid")
+    assert (row["num_features"], row["columns"], row["num_projections"]) == (16, 10, 3)

@@ -74,7 +74,10 @@ def rich_grid(title: str, header: list[str], rows: list[list[str]]) -> Table:
 
 def rich_table(table: Comparison, title: str) -> Table:
     """Attention output error by map and budget, for the terminal."""
-    return rich_grid(title, *rows_of(table))
+    grid = rich_grid(title, *rows_of(table))
+    if any(c.columns < c.num_features for c in table.candidates):
+        grid.caption = "\\[n]: uses n columns, the most within the budget that the map can use"
+    return grid
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:

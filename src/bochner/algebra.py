@@ -284,7 +284,8 @@ def _concatenate(parts: list[Features]) -> Features:
     if all(p.positive for p in parts):
         logs = [p.log_features() for p in parts]
         lead = torch.broadcast_shapes(*(log.shape[:-1] for log in logs))
-        return Features.from_logs(torch.cat([log.expand(*lead, -1) for log in logs], dim=-1))
+        whole = torch.cat([log.expand(*lead, -1) for log in logs], dim=-1)
+        return Features.from_own_logs(whole, torch.zeros_like(whole[..., :1]))
     top = torch.stack(torch.broadcast_tensors(*(p.log_scale for p in parts))).amax(0)
     values = [p.values * torch.exp(p.log_scale - top) for p in parts]
     return Features(torch.cat(values, dim=-1), top)
@@ -296,7 +297,7 @@ def _outer(parts: list[Features]) -> Features:
         scale = result.log_scale + part.log_scale
         if result.log_values is not None and part.log_values is not None:
             logs = result.log_values.unsqueeze(-1) + part.log_values.unsqueeze(-2)
-            result = Features.from_scaled_logs(logs.flatten(-2), scale)
+            result = Features.from_own_logs(logs.flatten(-2), scale)
         else:
             values = result.values.unsqueeze(-1) * part.values.unsqueeze(-2)
             result = Features(values.flatten(-2), scale)

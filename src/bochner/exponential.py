@@ -120,7 +120,7 @@ class ComplexExponential(DirectionalMap):
             norms = 0.5 * u.square().sum(-1, keepdim=True)
             if point_factor is not None:
                 norms = norms - point_factor
-            return Features.from_scaled_logs((u - towards) @ omega, log_scale - norms)
+            return Features.from_own_logs((u - towards) @ omega, log_scale - norms)
         u, v = (self._apply_matrix(part, x) for part in stored.unbind(-1))
         norms = 0.5 * (v.square().sum(-1, keepdim=True) - u.square().sum(-1, keepdim=True))
         if point_factor is not None:  # summed with ±|u|^2/2 first: at A = i I they cancel exactly

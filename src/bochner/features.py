@@ -46,13 +46,14 @@ class Features:
         (tensor([[1.0000, 0.3679]]), tensor([[1000.]]))
     """
 
-    __slots__ = ("_log_scale", "_logs", "_normalised", "_values")
+    __slots__ = ("_log_scale", "_logs", "_normalised", "_own", "_values")
 
     def __init__(self, values: Tensor, log_scale: Tensor) -> None:
         self._values: Tensor | None = values
         self._logs: Tensor | None = None
         self._log_scale = log_scale
         self._normalised = True
+        self._own = False
 
     @classmethod
     def from_logs(cls, log_features: Tensor) -> Features:
@@ -69,7 +70,14 @@ class Features:
         features = cls.__new__(cls)
         features._values = None
         features._logs, features._log_scale = log_features, log_scale
-        features._normalised = False
+        features._normalised = features._own = False
+        return features
+
+    @classmethod
+    def from_own_logs(cls, log_features: Tensor, log_scale: Tensor) -> Features:
+        """As `from_scaled_logs`, for logarithms that nobody else holds: `used_up` may write over them."""
+        features = cls.from_scaled_logs(log_features, log_scale)
+        features._own = True
         return features
 
     def _normalise(self) -> None:
@@ -80,7 +88,7 @@ class Features:
             shift = torch.where(shift == -math.inf, 0.0, shift)
             self._logs = self._logs - shift
             self._log_scale = self._log_scale + shift
-            self._normalised = True
+            self._normalised = self._own = True
 
     @property
     def log_scale(self) -> Tensor:
@@ -101,22 +109,30 @@ class Features:
         return self._logs + self._log_scale
 
     def used_up(self) -> Tensor:
-        """`log_features`, written over the logarithms that these features hold: the last use of them.
+        """`log_features`, written over logarithms that belong to these features: the last use of them.
 
-        Consumers that stream over blocks of tokens spend their time in allocating, not in adding.
-        Under autograd and while compiling a new tensor is made.
+        A new tensor under autograd, while compiling, and of features not made by `from_own_logs`.
         """
-        if self._logs is None or not _own(self._logs, self._log_scale):
+        if self._logs is None or not self._may_write():
             return self.log_features()
         return self._logs.add_(self._log_scale)
 
     def used_up_in_parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(log_features, values, log_scale), the values written over what these features hold."""
-        if self._logs is None or not _own(self._logs, self._log_scale):
+        """(log_features, values, log_scale); values are written over logarithms as in `used_up`."""
+        if self._logs is None or not self._may_write():
             return self.log_features(), self.values, self.log_scale
         logs, shift = self.log_features(), self._logs.amax(dim=-1, keepdim=True)
         shift = shift.masked_fill_(shift == -math.inf, 0.0)
         return logs, self._logs.sub_(shift).exp_(), self._log_scale + shift
+
+    def _may_write(self) -> bool:
+        """Whether log_features may be written over the logarithms."""
+        assert self._logs is not None
+        recorded = self._logs.requires_grad or self._log_scale.requires_grad
+        if not self._own or recorded or torch.compiler.is_compiling():
+            return False
+        shape = self._logs.shape
+        return torch.broadcast_shapes(shape, self._log_scale.shape) == shape
 
     @property
     def values(self) -> Tensor:
@@ -147,7 +163,7 @@ class Features:
         features = Features.__new__(Features)
         features._values, features._logs = self._values, self._logs
         features._log_scale = self._log_scale + log_factor
-        features._normalised = self._normalised
+        features._normalised, features._own = self._normalised, self._own
         return features
 
     def materialise(self) -> Tensor:
@@ -159,13 +175,6 @@ class Features:
     def __repr__(self) -> str:
         kind, stored = "positive" if self.positive else "signed", self._stored()
         return f"Features({kind}, shape={list(stored.shape)}, dtype={stored.dtype})"
-
-
-def _own(logs: Tensor, scale: Tensor) -> bool:
-    """Whether logs + scale may be written over logs."""
-    if torch.compiler.is_compiling() or logs.requires_grad or scale.requires_grad:
-        return False
-    return torch.broadcast_shapes(logs.shape, scale.shape) == logs.shape
 
 
 def log_inner(queries: Features, keys: Features, *, where: Tensor | None = None) -> SignedLog:

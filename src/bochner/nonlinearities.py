@@ -37,7 +37,8 @@ class Nonlinearity(ABC):
     ) -> Features:
         """Features of exp(x.y).
 
-        Shapes:     projected [*b, n, r], half_norms = |x|^2/2 [*b, n, 1], log_weight [*batch, r]
+        Shapes:     projected [*b, n, r], handed over: the features may write over it;
+                    half_norms = |x|^2/2 [*b, n, 1], log_weight [*batch, r]
                     -> Features [*b, n, columns * r].
         """
 
@@ -67,7 +68,7 @@ class Positive(Nonlinearity):
     ) -> Features:
         """Logarithms u + log_weight, scale -|x|^2/2 - log(r)/2."""
         log_scale = -half_norms - 0.5 * math.log(projected.shape[-1])  # 1/sqrt(r)
-        return Features.from_scaled_logs(_weighted(projected, log_weight), log_scale)
+        return Features.from_own_logs(_weighted(projected, log_weight), log_scale)
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,7 +91,7 @@ class Hyperbolic(Nonlinearity):
         both = (_weighted(u, log_weight) for u in (projected, -projected))
         log_features = torch.cat((*both,), dim=-1)
         log_scale = -half_norms - 0.5 * math.log(2 * projected.shape[-1])  # 1/sqrt(2r)
-        return Features.from_scaled_logs(log_features, log_scale)
+        return Features.from_own_logs(log_features, log_scale)
 
 
 @dataclass(frozen=True, repr=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bochner import TransformedFeatures, linear_attention
+from bochner import Constant, Features, TransformedFeatures, linear_attention
 from bochner.attention.state import CAUSAL_BLOCK
 from bochner.transforms import Transform, Transformed
 from tests.attention.dense import dense, log_dense, log_weights
@@ -222,3 +222,28 @@ def test_a_large_feature_does_not_drown_the_others(causal: bool) -> None:
     out = linear_attention(phi, q, k, v, causal=causal)
     truth = log_dense(phi, q, k, v, causal=causal)
     torch.testing.assert_close(out.double(), truth, rtol=1e-3, atol=1e-3)
+
+
+# -- blocks write over their own memory, and over nobody else's -------------------------------------------
+class ItsInputs(Constant):
+    """exp of the coordinates: the logarithms are the inputs themselves, or a buffer of the map."""
+
+    def __init__(self, dim: int, rows: Tensor | None = None) -> None:
+        super().__init__(dim)
+        self.num_features, self.rows = dim, rows
+
+    def _query(self, x: Tensor) -> Features:
+        return Features.from_logs(x if self.rows is None else self.rows[: x.shape[-2]])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_no_input_and_no_buffer_is_written_to(causal: bool, own: bool) -> None:
+    q, k, v, rows = (normal(300, 4, seed=s) for s in (1, 2, 3, 4))
+    kept = [x.clone() for x in (q, k, v, rows)]
+    phi = ItsInputs(4, rows if own else None)
+    with torch.no_grad():
+        first = linear_attention(phi, q, k, v, causal=causal)
+        assert torch.equal(first, linear_attention(phi, q, k, v, causal=causal))
+    for x, before in zip((q, k, v, rows), kept, strict=True):
+        assert torch.equal(x, before)

@@ -43,12 +43,12 @@ def small_wheel(monkeypatch, tmp_path):
 
 
 def fake_pip(monkeypatch, behaviour):
-    """Replace pip by `behaviour(directory)`."""
+    """Replace pip by `behaviour(directory)`, which runs where pip would."""
 
-    def run(command, **kwargs):
+    def run(command, *, cwd, **kwargs):
         assert command[:4] == [sys.executable, "-m", "pip", "download"]
         assert {"--no-deps", "--only-binary=:all:"} <= set(command), "nothing may run at download"
-        behaviour(Path(command[command.index("--dest") + 1]))
+        behaviour(Path(cwd))
 
     monkeypatch.setattr(subprocess, "run", run)
 

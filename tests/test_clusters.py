@@ -128,3 +128,15 @@ def test_the_weights_of_a_mixture_leave_room_for_the_base(generator, counts) -> 
     assert float(total.max()) <= 1 + 1e-12
     assert torch.allclose(weights[-1].mean(x, y), 1 - total, atol=1e-12)
     assert phi.num_features == 2 * columns
+
+
+def test_shifted_clusters_are_those_of_shifted_points(generator) -> None:
+    x, centre = clustered(generator), torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)
+    moved = of(x, torch.Generator().manual_seed(1)).shifted(centre)
+    truth = of(x - centre, torch.Generator().manual_seed(1))
+    for found, expected in zip(
+        (moved.centres, moved.means, moved.squares),
+        (truth.centres, truth.means, truth.squares),
+        strict=True,
+    ):
+        assert torch.allclose(found, expected, atol=1e-10)

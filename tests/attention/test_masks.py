@@ -100,3 +100,15 @@ def test_gradients_stop_at_hidden_keys(causal: bool) -> None:
         for grad, expected in zip(grads, truth, strict=True):
             torch.testing.assert_close(grad[:70], expected, rtol=1e-9, atol=1e-9)
             assert torch.equal(grad[70:], torch.zeros_like(grad[70:]))
+
+
+def test_a_hidden_key_does_not_raise_the_stabiliser_of_far_smaller_ones() -> None:
+    """Hidden keys are computed as zeros, with features of order 1; those of norm 80 have e^-3000."""
+    phi = fitted("positive", dim=4, num_features=8, dtype=torch.float32)
+    q, k, v = (normal(20, 4, seed=s, dtype=torch.float32) for s in (1, 2, 3))
+    k = 80 * torch.nn.functional.normalize(k, dim=-1)
+    key_mask = torch.ones(20, dtype=torch.bool)
+    key_mask[0] = False
+    padded = linear_attention(phi, q, k, v, causal=True, key_mask=key_mask)
+    plain = linear_attention(phi, q[1:], k[1:], v[1:], causal=True)
+    torch.testing.assert_close(padded[1:], plain, rtol=1e-3, atol=1e-3)

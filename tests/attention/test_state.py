@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -171,3 +172,79 @@ def test_precision_may_change_between_steps() -> None:
         out, _ = step(state, *(x[20:].to(second) for x in inputs))
         assert out.dtype == second
         torch.testing.assert_close(out.double(), truth[20:], rtol=1e-5, atol=1e-5)
+
+
+# -- a state as tensors --------------------------------------------------------------------------------------
+def _prompted(name: str, *batch: int) -> AttentionState:
+    phi = fitted(name, dim=3, num_features=8)
+    inputs = [normal(*batch, 90, 3, seed=s, scale=0.4) for s in (1, 2, 3)]
+    return step(AttentionState(phi), *inputs)[1]
+
+
+def _continued(state: AttentionState, *batch: int) -> Tensor:
+    return step(state, *(normal(*batch, 4, 3, seed=s, scale=0.4) for s in (4, 5, 6)))[0]
+
+
+@pytest.mark.parametrize("name", ["positive", "trigonometric"])
+def test_a_state_goes_through_tensors_and_a_file(name: str, tmp_path: Path) -> None:
+    state = _prompted(name, 2)
+    torch.save(state.tensors(), tmp_path / "state.pt")
+    tensors = torch.load(tmp_path / "state.pt", weights_only=True)
+    again = AttentionState.from_tensors(state.feature_map, tensors)
+    assert torch.equal(_continued(again, 2), _continued(state, 2))
+    assert AttentionState(state.feature_map).tensors() == {}
+    empty = AttentionState.from_tensors(state.feature_map, {})
+    assert torch.equal(_continued(empty, 2), _continued(AttentionState(state.feature_map), 2))
+
+
+def test_tensors_are_copies() -> None:
+    state = _prompted("positive")
+    before = _continued(state)
+    for x in state.tensors().values():
+        assert x.untyped_storage().nbytes() == x.numel() * x.element_size()
+        x.zero_()
+    assert torch.equal(_continued(state), before)
+
+
+def test_tensors_of_something_else() -> None:
+    state = _prompted("positive")
+    tensors = state.tensors()
+    del tensors["numerator"]
+    message = (
+        r"tensors has \['denominator', 'reference'\]; expected \['denominator', 'numerator', 'ref"
+    )
+    with pytest.raises(ValueError, match=message):
+        AttentionState.from_tensors(state.feature_map, tensors)
+    with pytest.raises(ValueError, match=r"tensors has .*'other'"):
+        AttentionState.from_tensors(state.feature_map, state.tensors() | {"other": torch.ones(1)})
+
+
+def test_beams_are_reordered() -> None:
+    state, indices = _prompted("positive", 3, 2), torch.tensor([2, 0, 0, 1])
+    chosen = state.index_select(indices)
+    more = [normal(4, 2, 5, 3, seed=s) for s in (4, 5, 6)]
+    out, _ = step(chosen, *more)
+    for row, index in enumerate(indices.tolist()):
+        alone = state.index_select(torch.tensor([index]))
+        assert torch.equal(out[row], step(alone, *(x[row : row + 1] for x in more))[0][0])
+    nothing = AttentionState(state.feature_map)
+    assert nothing.index_select(indices) == nothing
+    with pytest.raises(ValueError, match=r"the state holds one sequence, numerator \[8, 3\]"):
+        _prompted("positive").index_select(indices)
+
+
+def test_a_state_moves_with_its_map() -> None:
+    state = _prompted("positive", 2)
+    assert state.to("cpu").feature_map is state.feature_map
+    assert torch.equal(_continued(state.to("cpu"), 2), _continued(state, 2))
+    moved = state.to("meta")
+    assert {x.device.type for x in moved.tensors().values()} == {"meta"}
+    assert {x.device.type for x in moved.feature_map.buffers()} == {"meta"}
+    assert {x.device.type for x in state.feature_map.buffers()} == {"cpu"}
+
+
+def test_a_state_does_not_keep_its_block_alive() -> None:
+    """Numerator and denominator are views of one small tensor, not of features."""
+    state = _prompted("positive", 2)
+    sizes = {x.untyped_storage().nbytes() for x in (state.numerator, state.denominator)}
+    assert max(sizes) <= 2 * 8 * 4 * 8

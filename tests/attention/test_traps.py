@@ -32,6 +32,20 @@ def test_the_future_does_not_leak(name: str, dtype: torch.dtype) -> None:
         assert not torch.equal(after[position:], before[position:])
 
 
+def test_the_future_does_not_leak_through_the_largest_feature() -> None:
+    """A late key that shrinks has larger positive features than all others: e^|k|^2/2 times."""
+    phi = fitted("positive", dim=4, num_features=8, dtype=torch.float32)
+    q, k, v = (normal(300, 4, seed=s, dtype=torch.float32) for s in (1, 2, 3))
+    k = 3 * torch.nn.functional.normalize(k, dim=-1)
+    before = linear_attention(phi, q, k, v, causal=True)
+    for position in BOUNDARIES:
+        late = k.clone()
+        late[position] *= 0.01
+        after = linear_attention(phi, q, late, v, causal=True)
+        assert torch.equal(after[:position], before[:position])
+        assert not torch.equal(after[position:], before[position:])
+
+
 @pytest.mark.parametrize("name", ["positive", "trigonometric"])
 def test_no_gradient_reaches_the_future(name: str) -> None:
     phi = fitted(name, dim=4, num_features=8)

@@ -5,20 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bochner.attention.inputs import attention_inputs, check_some_key_visible
+from bochner.attention.backward import causal_rows
+from bochner.attention.causal import log_weights
+from bochner.attention.inputs import (
+    AttentionInputs,
+    Mask,
+    attention_inputs,
+    check_some_key_visible,
+)
 from bochner.attention.recompute import recomputes, run
 from bochner.attention.state import (
     CAUSAL_BLOCK,
     AttentionState,
     Rows,
     absorb,
-    advance,
     normalised,
     read,
 )
+from bochner.attention.window import ExactWindow, windowed
 from bochner.feature_map import FeatureMap, compute_dtype
 
-BLOCK = 512
+BLOCK = 256
 """Tokens whose features exist at one time in the bidirectional form."""
 
 
@@ -30,14 +37,21 @@ def linear_attention(
     *,
     causal: bool = False,
     key_mask: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    lengths: Tensor | None = None,
+    exact: ExactWindow | None = None,
 ) -> Tensor:
     """Attention with the estimated kernel: out_i = sum_j K_ij v_j / sum_j K_ij.
 
-    Shapes:     q [*b, n, d], k [*b, s, d], v [*b, s, dv] -> out [*b, n, dv] in v's dtype. Cross
-                attention: n != s. q and k are already divided by the temperature, so that the logit
-                is q.k: multiply both by d^-1/4 for standard attention.
-    Arguments:  causal: row i sees keys 0..i (needs n = s); key_mask: bool, broadcasting to [*b, s],
-                True where a key takes part.
+    Shapes:     q [*b, H, n, d], k [*b, Hkv, s, d], v [*b, Hkv, s, dv] -> out [*b, H, n, dv] in v's
+                dtype. Cross-attention: n != s. q and k are already divided by the temperature, so that
+                the logit is q.k: multiply both by d^-1/4 for standard attention. Grouped queries: Hkv
+                divides H, and query head h reads key head h // (H / Hkv); nothing is repeated in memory
+                and features of a key are computed once, unless the map or the mask has H heads.
+    Arguments:  causal: row i sees keys 0..i (needs n = s); key_mask: bool, broadcasting to [*b, Hkv, s],
+                True where a key takes part; key_bias: added to the logits of a key, -inf hides it, same
+                shapes; lengths: integers broadcasting to [*b, Hkv]: keys from there on are hidden.
+                exact: pairs that are computed exactly, an `ExactWindow`.
     Numerics:   float32 inside for half precision (also under autocast), float64 for float64. No eps,
                 no clamp, no redraw; a running maximum per feature; causal rows never depend on later
                 keys. Causal rows before the first visible key are 0, as in torch's exact attention.
@@ -58,29 +72,53 @@ def linear_attention(
         >>> round(float((out - exact).norm() / exact.norm()), 2)
         0.19
     """
-    inputs = attention_inputs(feature_map, q, k, v, key_mask, causal=causal)
-    check_some_key_visible(inputs.key_mask)
+    mask = Mask(key_mask, key_bias, lengths)
+    inputs = attention_inputs(feature_map, q, k, v, mask, causal=causal)
+    check_some_key_visible(inputs.key_mask, mask.names())
+    if exact is not None:
+        return windowed(feature_map, exact, inputs, causal=causal)
     if causal:
-        return advance(AttentionState(feature_map), *inputs)[0]
-    q, k, v, key_mask = inputs
+        return causal_rows(feature_map, inputs)
+    return bidirectional(feature_map, inputs)
 
-    def keep(state: AttentionState, k: Tensor, v: Tensor, visible: Tensor | None) -> AttentionState:
-        return absorb(state, feature_map.key(k), v.to(compute_dtype(k)), visible)
+
+def bidirectional(feature_map: FeatureMap, inputs: AttentionInputs) -> Tensor:
+    """`linear_attention` on checked inputs: all keys into a state, then all queries out of it."""
+    return looked_up(summary(feature_map, inputs), inputs)
+
+
+def summary(feature_map: FeatureMap, inputs: AttentionInputs) -> AttentionState:
+    """The state after all keys of checked inputs."""
+    k, v, heads, weights = inputs.k, inputs.v, inputs.heads, log_weights(inputs)
+
+    def keep(state: AttentionState, k: Tensor, v: Tensor, weight: Tensor | None) -> AttentionState:
+        keys = feature_map.key(heads.keys(k))
+        keys = keys if weight is None else keys.scaled(weight)
+        return absorb(state, keys, heads.keys(v).to(compute_dtype(k)))
+
+    state = AttentionState(feature_map)
+    again = recomputes(feature_map, (k, v, weights), -(-k.shape[-2] // CAUSAL_BLOCK))
+    with torch.autocast(device_type=k.device.type, enabled=False):
+        for start in range(0, k.shape[-2], BLOCK):
+            rows = slice(start, start + BLOCK)
+            weight = None if weights is None else weights[..., rows, :]
+            state = run(keep, state, k[..., rows, :], v[..., rows, :], weight, again=again)
+    return state
+
+
+def looked_up(state: AttentionState, inputs: AttentionInputs) -> Tensor:
+    """What the queries of checked inputs find in a state."""
+    q, heads, feature_map = inputs.q, inputs.heads, state.feature_map
 
     def look_up(state: AttentionState, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return read(state, feature_map.query(q))
+        return read(state, feature_map.query(heads.queries(q)))
 
-    outputs, state = Rows(q, v), AttentionState(feature_map)
-    lengths = (k.shape[-2], q.shape[-2])
-    again = recomputes(feature_map, (q, k, v), -(-max(lengths) // CAUSAL_BLOCK))
+    outputs = Rows(q, inputs.v)
+    held = (q, state.numerator, state.denominator)
+    again = recomputes(feature_map, held, -(-q.shape[-2] // CAUSAL_BLOCK))
     with torch.autocast(device_type=q.device.type, enabled=False):
-        for start in range(0, lengths[0], BLOCK):
-            rows = slice(start, start + BLOCK)
-            visible = None if key_mask is None else key_mask[..., rows]
-            parts = k[..., rows, :], v[..., rows, :]
-            state = run(keep, state, *parts, visible, again=again)
-        for start in range(0, lengths[1], BLOCK):
+        for start in range(0, q.shape[-2], BLOCK):
             queries = q[..., start : start + BLOCK, :]
             numerator, denominator, _ = run(look_up, state, queries, again=again)
-            outputs.append(normalised(numerator, denominator, feature_map))
+            outputs.append(heads.outputs(normalised(numerator, denominator, feature_map)))
     return outputs.whole()

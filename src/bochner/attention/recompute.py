@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -14,14 +14,21 @@ from bochner.feature_map import FeatureMap
 Result = TypeVar("Result")
 
 
-def recomputes(feature_map: FeatureMap, tensors: tuple[Tensor, ...], blocks: int) -> bool:
+def records(feature_map: FeatureMap, tensors: Sequence[Tensor | None]) -> bool:
+    """Whether autograd records what is computed from these tensors and the map's parameters."""
+    if not torch.is_grad_enabled():
+        return False
+    return any(t is not None and t.requires_grad for t in (*tensors, *feature_map.parameters()))
+
+
+def recomputes(feature_map: FeatureMap, tensors: Sequence[Tensor | None], blocks: int) -> bool:
     """Whether autograd records this call and it is long enough, from four blocks on, to save memory.
 
     Not while compiling: the compiler decides for itself what to keep.
     """
-    if blocks < 4 or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if blocks < 4 or torch.compiler.is_compiling():
         return False
-    return any(t.requires_grad for t in (*tensors, *feature_map.parameters()))
+    return records(feature_map, tensors)
 
 
 def run(function: Callable[..., Result], *arguments: object, again: bool) -> Result:

@@ -10,20 +10,30 @@ positive maps the denominator that a query reads is at least 1 in its own scale.
 
 from __future__ import annotations
 
+import copy
+import inspect
+import itertools
 import math
+import re
 import warnings
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bochner.attention.inputs import attention_inputs
-from bochner.attention.recompute import recomputes, run
-from bochner.feature_map import FeatureMap, compute_dtype
-from bochner.features import Features, SignedLog, log_inner, smallest_product
+from bochner.attention.window_keys import Keys
+from bochner.feature_map import FeatureMap
+from bochner.features import Features
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from bochner.attention.window import ExactWindow
 
 CAUSAL_BLOCK = 128
-"""Tokens per block of the causal form: [block, block] scores are formed inside a block only."""
+"""Tokens per block where autograd records the causal form, or the compiler traces it."""
+_INSIDE = re.compile(r"(bochner|torch)(\.|$)")
 
 
 class DenominatorWarning(UserWarning):
@@ -35,7 +45,8 @@ class AttentionState:
     """Constant-size memory of the keys and values seen so far; `step` returns the next one.
 
     Shapes:     reference [*b, 1, m] (positive maps) or [*b, 1, 1] (signed), numerator [*b, m, dv],
-                denominator [*b, m]; None before the first token. float32, or float64 for float64.
+                denominator [*b, m]; None before the first token. float32, or float64 for float64. *b
+                are the leading dimensions of k and v: with grouped queries, the heads of the keys.
     Example:
         >>> import bochner
         >>> g = torch.Generator().manual_seed(0)
@@ -51,191 +62,166 @@ class AttentionState:
     reference: Tensor | None = None
     numerator: Tensor | None = None
     denominator: Tensor | None = None
+    exact: ExactWindow | None = None
+    recent: Keys | None = None
+    sinks: Keys | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the state holds, by name, copied; {} before the first token. See `from_tensors`."""
+        found: dict[str, Tensor] = {}
+        for name in _HELD:
+            held = getattr(self, name)
+            if isinstance(held, Tensor):
+                found[name] = held
+            elif held is not None:
+                found |= {f"{name}.{part}": x for part, x in held._asdict().items()}
+        return {name: x.clone(memory_format=torch.contiguous_format) for name, x in found.items()}
+
+    @classmethod
+    def from_tensors(
+        cls,
+        feature_map: FeatureMap,
+        tensors: Mapping[str, Tensor],
+        *,
+        exact: ExactWindow | None = None,
+    ) -> AttentionState:
+        """The state that gave `tensors()`, with the same feature map and exact window.
+
+        Raises:     ValueError for names that no state has, or where some of a state's are missing.
+        """
+        names = {"reference", "numerator", "denominator"} if tensors else set()
+        if exact is not None and tensors:
+            names |= {f"{name}.{part}" for name in ("recent", "sinks") for part in Keys._fields}
+            names -= set() if "reference" in tensors else {"reference", "numerator", "denominator"}
+        if set(tensors) != names:
+            raise ValueError(
+                f"tensors has {sorted(tensors)}; expected {sorted(names)}, as AttentionState.tensors()"
+                f" gives with exact={exact!r}."
+            )
+        held: dict[str, Any] = {name: x for name, x in tensors.items() if "." not in name}
+        if exact is not None and tensors:
+            for name in ("recent", "sinks"):
+                held[name] = Keys(*(tensors[f"{name}.{part}"] for part in Keys._fields))
+        return cls(feature_map, exact=exact, **held)
+
+    def _with_each(self, function: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """The tensors of the state after `function`, as fields."""
+        changed: dict[str, Any] = {}
+        for name in _HELD:
+            held = getattr(self, name)
+            if isinstance(held, Tensor):
+                changed[name] = function(held)
+            elif held is not None:
+                changed[name] = Keys(*(function(x) for x in held))
+        return changed
+
+    def to(self, device: torch.device | str) -> AttentionState:
+        """The state on another device, with its feature map's copy there."""
+        feature_map = self.feature_map
+        tensors = itertools.chain(feature_map.parameters(), feature_map.buffers())
+        if any(x.device != torch.device(device) for x in tensors):
+            feature_map = copy.deepcopy(feature_map).to(device)
+        return replace(self, feature_map=feature_map, **self._with_each(lambda x: x.to(device)))
+
+    def index_select(self, indices: Tensor) -> AttentionState:
+        """The sequences at `indices` [n] of the first dimension, as a beam search reorders them.
+
+        Raises:     ValueError for a state without a leading dimension.
+        """
+        if self.numerator is not None and self.numerator.ndim < 3:
+            raise ValueError(
+                f"the state holds one sequence, numerator {list(self.numerator.shape)}; expected a"
+                " leading dimension to select from."
+            )
+        return replace(self, **self._with_each(lambda x: x.index_select(0, indices)))
 
 
-def feature_logs(features: Features) -> tuple[Tensor | None, Tensor]:
-    """(mantissa, logarithm): (None, [*b, n, m]) if positive, (values [*b, n, m], [*b, n, 1]) if signed.
-
-    The last use of the features: their memory is written over.
-    """
-    if features.positive:
-        return None, features.used_up()
-    return features.values, features.log_scale
+_HELD = ("reference", "numerator", "denominator", "recent", "sinks")
 
 
-def _added(logs: Tensor, shift: Tensor) -> Tensor:
-    """logs + shift; overwrites `logs` where autograd does not need it."""
-    own = logs.shape[:-2] == shift.shape[:-2] and logs.shape[-1] == shift.shape[-1]
-    if own and not (logs.requires_grad or shift.requires_grad or torch.compiler.is_compiling()):
-        return logs.add_(shift)
-    return logs + shift
+def finite(logs: Tensor) -> Tensor:
+    """Logarithms to subtract: 0 for the -inf of what has seen no key."""
+    return torch.where(torch.isinf(logs), 0.0, logs)
 
 
-def exp_difference(logs: Tensor, shift: Tensor, mantissa: Tensor | None) -> Tensor:
-    """mantissa * exp(logs - shift); overwrites `logs` where autograd does not need it."""
-    own = mantissa is None and logs.shape[:-2] == shift.shape[:-2]
-    if own and not (logs.requires_grad or torch.compiler.is_compiling()):
-        return logs.sub_(shift).exp_()
-    weights = torch.exp(logs - shift)
-    return weights if mantissa is None else weights * mantissa
+def extended(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """[v, 1]: sums of these are numerator and denominator at once."""
+    return torch.nn.functional.pad(values.to(dtype), (0, 1), value=1.0)
+
+
+def sums_of(state: AttentionState, dtype: torch.dtype) -> Tensor:
+    """[numerator, denominator], [*b, m, dv + 1]."""
+    assert state.numerator is not None
+    assert state.denominator is not None
+    return torch.cat((state.numerator, state.denominator.unsqueeze(-1)), dim=-1).to(dtype)
+
+
+def with_sums(state: AttentionState, reference: Tensor, sums: Tensor) -> AttentionState:
+    """The state with another reference and other [numerator, denominator]."""
+    numerator, denominator = sums[..., :-1], sums[..., -1]
+    return replace(state, reference=reference, numerator=numerator, denominator=denominator)
 
 
 def absorb(
-    state: AttentionState, keys: Features, values: Tensor, visible: Tensor | None
+    state: AttentionState, keys: Features, values: Tensor, visible: Tensor | None = None
 ) -> AttentionState:
     """The state after a block of keys; hidden keys leave no trace.
 
-    Shapes:     keys [*b, n, m], used up; values [*b, n, dv], visible [*b, n] (True = attend) or None.
+    Shapes:     keys [*b, n, m], values [*b, n, dv], visible [*b, n] (True = attend) or None.
     Cost:       O(n m dv) time.
     """
-    return absorb_logs(state, feature_logs(keys), values, visible)
-
-
-def absorb_logs(
-    state: AttentionState,
-    keys: tuple[Tensor | None, Tensor],
-    values: Tensor,
-    visible: Tensor | None,
-) -> AttentionState:
-    """`absorb` of (mantissa, logarithms) as `feature_logs` gives them."""
-    mantissa, log_keys = keys
+    log_keys = keys.log_features() if keys.positive else keys.log_scale
     if visible is not None:
         log_keys = log_keys.masked_fill(~visible.unsqueeze(-1), -math.inf)
     top = log_keys.detach().amax(dim=-2, keepdim=True)
     reference = top if state.reference is None else torch.maximum(state.reference, top)
-    finite = torch.where(torch.isinf(reference), 0.0, reference)  # -inf: no visible key yet
-    weights = exp_difference(log_keys, finite, mantissa)
-    numerator = weights.transpose(-1, -2) @ values.to(weights.dtype)
-    denominator = weights.sum(dim=-2)
+    weights = (log_keys - finite(reference)).exp_()
+    weights = weights if keys.positive else weights * keys.values
+    sums = weights.transpose(-1, -2) @ extended(values, weights.dtype)
     if state.reference is not None:
-        assert state.numerator is not None
-        assert state.denominator is not None
-        decay = torch.exp(state.reference - finite)
-        numerator = numerator + state.numerator * decay.transpose(-1, -2)
-        denominator = denominator + state.denominator * decay.squeeze(-2)
-    return replace(state, reference=reference, numerator=numerator, denominator=denominator)
+        decay = torch.exp(state.reference - finite(reference))
+        sums = sums + sums_of(state, decay.dtype) * decay.transpose(-1, -2)
+    return with_sums(state, reference, sums)
+
+
+def query_weights(
+    queries: Features, reference: Tensor, *, use_up: bool = False
+) -> tuple[Tensor, Tensor]:
+    """a [*b, n, m] and t [*b, n, 1] with phi_f(q) exp(r_f) = a_f exp(t + s).
+
+    r is a state's reference, s the part of the log-scale that `Features.log_parts` (positive) or
+    `Features.log_scale` (signed) gives. The largest a_f of positive features is 1. With use_up this
+    is the last use of the queries.
+    """
+    if queries.positive:
+        total = queries.used_up_plus(reference) if use_up else queries.log_parts()[0] + reference
+        top = total.detach().amax(dim=-1, keepdim=True)
+        return total.sub_(finite(top)).exp_(), top
+    top = reference.amax(dim=-1, keepdim=True)
+    if reference.shape[-1] == 1:
+        return queries.values, top
+    return queries.values * torch.exp(reference - finite(top)), top
 
 
 def read(state: AttentionState, queries: Features) -> tuple[Tensor, Tensor, Tensor]:
     """What queries find in the state: numerator [*b, n, dv], denominator [*b, n, 1], their log-scale.
 
-    The queries are used up. The scale [*b, n, 1] is that of both, that of the query included; -inf where
-    the state holds no visible key.
+    The scale [*b, n, 1] is that of both, that of the query included; -inf where the state holds no
+    visible key.
     """
-    return read_logs(state, feature_logs(queries))
-
-
-def read_logs(
-    state: AttentionState, queries: tuple[Tensor | None, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`read` of (mantissa, logarithms) as `feature_logs` gives them."""
     assert state.reference is not None
-    assert state.numerator is not None
-    assert state.denominator is not None
-    denominators = state.denominator.unsqueeze(-1)
-    mantissa, log_queries = queries
-    if mantissa is None:
-        total = _added(log_queries, state.reference)
-    else:
-        total = log_queries + state.reference
-    scale = total.detach().amax(dim=-1, keepdim=True)
-    finite = torch.where(torch.isinf(scale), 0.0, scale)
-    weights = exp_difference(total, finite, mantissa)
-    return (
-        weights @ state.numerator.to(weights.dtype),
-        weights @ denominators.to(weights.dtype),
-        scale,
-    )
-
-
-def causal_block(
-    state: AttentionState, queries: Features, keys: Features, values: Tensor, visible: Tensor | None
-) -> tuple[Tensor, Tensor, AttentionState]:
-    """One block: earlier keys through the state, keys of the block through their pairwise scores.
-
-    Nothing that a row computes depends on a later key, not even its stabiliser. Queries and keys are used
-    up.
-
-    Returns:    numerator [*b, n, dv] and denominator [*b, n, 1], both 0 where no key is visible, and the
-                state after the block.
-    """
-    length = values.shape[-2]
-    allowed = torch.ones(length, length, dtype=torch.bool, device=values.device).tril()
-    if visible is not None:
-        allowed = allowed & visible.unsqueeze(-2)
-    if not (queries.positive and keys.positive) or torch.compiler.is_compiling():
-        scores = log_inner(queries, keys, where=allowed)
-        past = None if state.reference is None else read(state, queries)
-        weights, top = _from_logs(scores, past)
-        next_state = absorb(state, keys, values, visible)
-    else:
-        log_queries, query_values, query_scale = queries.used_up_in_parts()
-        log_keys, key_values, key_scale = keys.used_up_in_parts()
-        product = query_values @ key_values.transpose(-1, -2)
-        lost, scores = _lost_rows(product, allowed), None
-        if lost is not None:
-            pair = Features.from_logs(log_queries), Features.from_logs(log_keys)
-            scores = log_inner(*pair, where=allowed)
-        past = None if state.reference is None else read_logs(state, (None, log_queries))
-        weights, top = _from_product(product, query_scale, key_scale, allowed, past)
-        if lost is not None and scores is not None:
-            exact, exact_top = _from_logs(scores, past)
-            weights, top = torch.where(lost, exact, weights), torch.where(lost, exact_top, top)
-        next_state = absorb_logs(state, (None, log_keys), values, visible)
-    numerator, denominator = weights @ values.to(weights.dtype), weights.sum(dim=-1, keepdim=True)
-    if past is not None:
-        decay = torch.exp(past[2] - torch.where(torch.isinf(top), 0.0, top))
-        numerator = numerator + past[0] * decay
-        denominator = denominator + past[1] * decay
-    return numerator, denominator, next_state
-
-
-Past = tuple[Tensor, Tensor, Tensor]
-"""What `read` gives: numerator, denominator, log-scale."""
-
-
-def _lost_rows(product: Tensor, allowed: Tensor) -> Tensor | None:
-    """Rows [*b, n, 1] with an allowed product so small that features have underflowed; None if none has."""
-    smallest = smallest_product(product)
-    if float(product.detach().amin()) > smallest:
-        return None
-    lost = ((product <= smallest) & allowed).any(dim=-1, keepdim=True)
-    return lost if bool(lost.any()) else None
-
-
-def _from_product(
-    product: Tensor, query_scale: Tensor, key_scale: Tensor, allowed: Tensor, past: Past | None
-) -> tuple[Tensor, Tensor]:
-    """exp(log K_ij - top_i) of the allowed pairs of a block, 0 elsewhere, and top [*b, n, 1].
-
-    The stabiliser comes from the scales of the keys so far: no logarithm of a score is formed.
-    """
-    scales = key_scale.transpose(-1, -2)
-    seen = scales.detach().masked_fill(~allowed[..., -1:, :], -math.inf)  # not by hidden keys
-    top = torch.cummax(seen, dim=-1).values.transpose(-1, -2) + query_scale.detach()
-    if past is not None:
-        top = torch.maximum(top, past[2])
-    logs = scales + (query_scale - torch.where(torch.isinf(top), 0.0, top))
-    hidden = ~allowed
-    fresh = not (product.requires_grad or logs.requires_grad) and logs.shape == product.shape
-    if fresh and torch.broadcast_shapes(hidden.shape, logs.shape) == logs.shape:
-        return product.mul_(logs.masked_fill_(hidden, -math.inf).exp_()), top
-    return product * torch.exp(logs.masked_fill(hidden, -math.inf)), top
-
-
-def _from_logs(scores: SignedLog, past: Past | None) -> tuple[Tensor, Tensor]:
-    """The same from the logarithms of all scores: signed maps, and rows that underflow."""
-    top = scores.log_abs.detach().amax(dim=-1, keepdim=True)
-    if past is not None:
-        top = torch.maximum(top, past[2])
-    finite = torch.where(torch.isinf(top), 0.0, top)
-    return scores.sign * torch.exp(scores.log_abs - finite), top
+    weights, top = query_weights(queries, state.reference)
+    scale = queries.log_parts()[1] if queries.positive else queries.log_scale
+    if scale.requires_grad:  # the scale that is returned is a constant to autograd
+        weights = weights * torch.exp(scale - scale.detach())
+    sums = weights @ sums_of(state, weights.dtype)
+    return sums[..., :-1], sums[..., -1:], top + scale.detach()
 
 
 def normalised(numerator: Tensor, denominator: Tensor, feature_map: FeatureMap) -> Tensor:
     """numerator / denominator; rows that see no key (0 / 0) are 0, as in torch's exact attention."""
     empty = denominator == 0
-    if not feature_map.positive:
+    if not feature_map.positive and (torch.compiler.is_compiling() or bool(empty.any())):
         empty = empty & (numerator == 0).all(dim=-1, keepdim=True)
     if not feature_map.positive and not torch.compiler.is_compiling():
         share = float(((denominator <= 0) & ~empty).float().mean())
@@ -245,9 +231,17 @@ def normalised(numerator: Tensor, denominator: Tensor, feature_map: FeatureMap) 
                 " cannot normalise here; measure() reports how wrong the output is. Positive maps"
                 " (positive, hyperbolic, gerf, sderf, data-aware) cannot do this.",
                 DenominatorWarning,
-                stacklevel=4,
+                stacklevel=_callers_level(),
             )
-    return torch.where(empty, 0.0, numerator / torch.where(empty, 1.0, denominator))
+    return numerator / torch.where(empty, 1.0, denominator)
+
+
+def _callers_level() -> int:
+    """The stacklevel at which a warning points at the code that called this library."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and _INSIDE.match(frame.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 class Rows:
@@ -277,68 +271,3 @@ class Rows:
     def whole(self) -> Tensor:
         """All rows."""
         return torch.cat(self._parts, dim=-2) if self._out is None else self._out
-
-
-def step(
-    state: AttentionState, q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None
-) -> tuple[Tensor, AttentionState]:
-    """Causal attention over the next tokens: one, or a block of any length.
-
-    Shapes:     q, k [*b, n, d] (already divided by the temperature), v [*b, n, dv], key_mask
-                broadcasting to [*b, n] (True = attend) -> out [*b, n, dv], next state.
-    Equals:     the same rows of `linear_attention(..., causal=True)`, for any split into steps. Rows
-                before the first visible key are 0.
-    Cost:       O(n m dv) time, O(m dv) memory, whatever came before.
-    Raises:     ValueError or TypeError as `linear_attention`, and for tokens that do not continue the
-                state's sequences; a step may be padding only.
-    """
-    if not isinstance(state, AttentionState):
-        raise TypeError(
-            f"state must be an AttentionState, got {type(state).__name__};"
-            " start with bochner.AttentionState(feature_map)."
-        )
-    inputs = attention_inputs(state.feature_map, q, k, v, key_mask, causal=True)
-    if state.numerator is not None:
-        _check_continues(state.numerator, inputs.k, inputs.v)
-    return advance(state, inputs.q, inputs.k, inputs.v, inputs.key_mask)
-
-
-def _check_continues(numerator: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise unless keys and values continue the sequences that the state has seen."""
-    if v.shape[-1] != numerator.shape[-1]:
-        raise ValueError(
-            f"v has last dimension {v.shape[-1]}; the state holds values of dimension"
-            f" {numerator.shape[-1]}."
-        )
-    try:
-        torch.broadcast_shapes(numerator.shape[:-2], k.shape[:-2], v.shape[:-2])
-    except RuntimeError:
-        raise ValueError(
-            f"k and v have leading dimensions {list(k.shape[:-2])} and {list(v.shape[:-2])}; the state"
-            f" holds {list(numerator.shape[:-2])}. Start another AttentionState for other sequences."
-        ) from None
-
-
-def advance(
-    state: AttentionState, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None
-) -> tuple[Tensor, AttentionState]:
-    """`step` on checked inputs, block by block."""
-    feature_map = state.feature_map
-
-    def block(
-        state: AttentionState, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None
-    ) -> tuple[Tensor, Tensor, AttentionState]:
-        queries, keys = feature_map.query(q), feature_map.key(k)
-        return causal_block(state, queries, keys, v.to(compute_dtype(k)), visible)
-
-    outputs = Rows(q, v)
-    starts = range(0, q.shape[-2], CAUSAL_BLOCK)
-    again = recomputes(feature_map, (q, k, v), len(starts))
-    with torch.autocast(device_type=q.device.type, enabled=False):
-        for start in starts:
-            rows = slice(start, start + CAUSAL_BLOCK)
-            visible = None if key_mask is None else key_mask[..., rows]
-            parts = (x[..., rows, :] for x in (q, k, v))
-            numerator, denominator, state = run(block, state, *parts, visible, again=again)
-            outputs.append(normalised(numerator, denominator, feature_map))
-    return outputs.whole(), state

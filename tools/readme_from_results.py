@@ -61,13 +61,7 @@ def quoted_sentences() -> str:
 def benchmark_table() -> str:
     """The table of `make bench`, and what it was measured on."""
     found = json.loads((ROOT / "benchmarks/attention.json").read_text(encoding="utf-8"))
-    where = found["environment"]
-    said = (
-        f"Attention of {found['heads']} heads, d = {found['dim']}, m = {found['num_features']}, float32,"
-        f" batch 1, {where['threads']} threads, torch {where['torch']}; medians of {found['repeats']},"
-        " contestants in turn (`make bench`):"
-    )
-    return f"{said}\n\n{found['table']}"
+    return f"{found['caption']}\n\n{found['table']}"
 
 
 BLOCKS = {"demo": measured_tables, "hybrids": quoted_sentences, "bench": benchmark_table}

@@ -1,0 +1,1 @@
+"""What the benchmarks share: contestants, gates, turns, the machine's rates, tables."""

@@ -10,6 +10,10 @@ from bochner.projections import projection_from_name
 
 NAMES = tuple(bochner.specs())
 POSITIVE = tuple(n for n in NAMES if bochner.spec(n).positive)
+RANDOM = tuple(n for n in NAMES if bochner.spec(n).random)
+WITHOUT_THEORY = ("calibrated", "data-aware-mixture")
+"""No closed form for the variance: nothing random, a mixture."""
+PREDICTED = tuple(n for n in NAMES if n not in WITHOUT_THEORY)
 FITTED = tuple(n for n in NAMES if bochner.spec(n).needs_data)
 
 

@@ -12,7 +12,8 @@ LAYERS = [
     "feature_map dependence exponents",
     "directional wrapped random_features transformed exponential pair_matrices",
     "switches expressions",
-    "algebra fitting balanced hybrids clusters",
+    "algebra fitting balanced hybrids clusters landmarks"
+    " landmark_data landmark_points landmark_fit",
     "specification feature_maps catalog",
     "testing attention structured sampling sklearn worst_case",
     "diagnostics calibration",

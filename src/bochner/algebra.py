@@ -26,6 +26,8 @@ from bochner.wrapped import WrappedMap
 class Constant(FeatureMap):
     """One feature that is 1: estimates K = 1 exactly. `1 - lam` is `Constant - lam`.
 
+    On its own it makes attention average the values; exact pairs beside it are exp(x.y), not 1.
+
     Example:
         >>> Constant(dim=2).estimate(torch.zeros(1, 2), torch.ones(1, 2))
         tensor([[1.]])
@@ -95,6 +97,18 @@ class Composite(FeatureMap):
         self.independent = not any(
             share_draws(a, b) for i, a in enumerate(parts) for b in parts[i + 1 :]
         )
+
+    estimates_kernel = False
+    """Whether the parts are weighed so that the whole estimates `kernel`, as in `bochner.hybrids`."""
+
+    @property
+    def changes_kernel(self) -> bool:
+        """Unless the whole is known to estimate `kernel`."""
+        return not self.estimates_kernel
+
+    def log_kernel(self, x: Tensor, y: Tensor) -> Tensor:
+        """`kernel` where the whole estimates it, else what it does estimate, if that is positive."""
+        return super().log_kernel(x, y) if self.estimates_kernel else _log_mean(self, x, y)
 
     @property
     def maps(self) -> list[FeatureMap]:
@@ -254,6 +268,17 @@ class Scaled(WrappedMap):
         return SignedLog(log_abs + math.log(abs(self.weight)), math.copysign(1, self.weight) * sign)
 
     @property
+    def changes_kernel(self) -> bool:
+        """Unless the weight is 1."""
+        return self.weight != 1.0 or self.inner.changes_kernel
+
+    def log_kernel(self, x: Tensor, y: Tensor) -> Tensor:
+        """The inner map's, times a positive weight."""
+        if self.weight < 0:
+            return _log_mean(self, x, y)
+        return self.inner.log_kernel(x, y) + math.log(self.weight)
+
+    @property
     def positive(self) -> bool:
         """If the weight and the inner map are."""
         return self.weight > 0 and self.inner.positive
@@ -278,6 +303,21 @@ class Scaled(WrappedMap):
     def extra_repr(self) -> str:
         """The weight too."""
         return f"weight={self.weight}, {super().extra_repr()}"
+
+
+def _log_mean(feature_map: FeatureMap, x: Tensor, y: Tensor) -> Tensor:
+    """log E[estimate] of an expression.
+
+    Raises:     ValueError where that is not positive: then it is no kernel value that could be exact.
+    """
+    log_abs, sign = feature_map.log_exact(x, y)
+    if not torch.compiler.is_compiling() and bool((sign <= 0).any()):
+        raise ValueError(
+            f"this {type(feature_map).__name__} estimates values that are not positive"
+            f" ({int((sign <= 0).sum())} of {sign.numel()} pairs), which have no logarithm; exact"
+            " windows need a map of a positive kernel."
+        )
+    return log_abs
 
 
 def _concatenate(parts: list[Features]) -> Features:

@@ -70,7 +70,8 @@ def make(
         dim: dimension d of the inputs, which are already divided by the temperature.
         num_features: m, the columns that a consumer pays for.
         kernel: "softmax" exp(x.y) or "gaussian" exp(-|x-y|^2/2).
-        projection: a name or a Projection; None takes the map's own default.
+        projection: a name or a Projection; None takes the map's own default. Maps without random
+            directions (SPEC.random is False) take none.
         batch_shape: one independent map per element, for example (heads,).
         generator: the source of randomness; None takes a fresh one seeded by the system.
         dtype: of the stored directions, float32 or float64.
@@ -83,6 +84,11 @@ def make(
     """
     chosen = spec(name)
     coupling = chosen.default_projection if projection is None else projection_from_name(projection)
+    if projection is not None and not chosen.random:
+        raise ValueError(
+            f"projection={projection!r}: {chosen.name!r} draws no random directions, so that a projection"
+            " would change nothing; leave it out."
+        )
     _check_budget(chosen, num_features, coupling)
     request = Request(
         dim=dim,

@@ -85,6 +85,19 @@ class FeatureMap(nn.Module, ABC):
     def draws(self) -> list[Tensor]:
         """The random tensors of this map: maps that share one are dependent."""
 
+    @property
+    def changes_kernel(self) -> bool:
+        """Whether the map estimates another kernel than `kernel`: trained, or in other coordinates."""
+        return False
+
+    def log_kernel(self, x: Tensor, y: Tensor) -> Tensor:
+        """Logarithm of the kernel that the map stands for, for all pairs [*b, n, n']: exact values that
+        may take the place of estimates. Differentiable, in the dtype of x, also in what is trained.
+
+        It is the kernel of the map's name: a biased map does not estimate it, but is meant to.
+        """
+        return self.kernel.log(x, y)
+
     def relative_variance(self, x: Tensor, y: Tensor) -> Tensor | None:
         """Var[estimate] / exact^2 for all pairs [*b, n, n'], float64; None where theory has none."""
         return None

@@ -43,6 +43,7 @@ class UnfittedMap(FeatureMap):
         *,
         positive: bool = True,
         num_projections: int | None = None,
+        unbiased: bool | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -52,6 +53,7 @@ class UnfittedMap(FeatureMap):
         self.dim, self.num_features = request.dim, request.num_features
         self.batch_shape = request.batch_shape
         self._positive = positive
+        self._unbiased = request.projection.unbiased if unbiased is None else unbiased
         self._num_projections = request.num_features if num_projections is None else num_projections
 
     def fit(self, queries: Tensor, keys: Tensor) -> FeatureMap:
@@ -120,8 +122,8 @@ class UnfittedMap(FeatureMap):
 
     @property
     def unbiased(self) -> bool:
-        """As the projection asked for."""
-        return self.request.projection.unbiased
+        """What the fitted map will be: as the projection asked for, unless the map says otherwise."""
+        return self._unbiased
 
     @property
     def symmetric(self) -> bool:

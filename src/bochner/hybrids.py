@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bochner.algebra import Product, Sum
+from bochner.algebra import Composite, Product, Sum
 from bochner.feature_map import FeatureMap
 from bochner.nonlinearities import Hyperbolic, Nonlinearity, Trigonometric
 from bochner.random_features import RandomFeatures
@@ -44,7 +44,7 @@ def bipolar(weight: Switch, first: FeatureMap, second: FeatureMap) -> FeatureMap
         >>> bipolar(SignSwitch.angular(request, num_signs=3), far, near).num_features
         64
     """
-    return weight * first + (1.0 - weight) * second
+    return _of_one_kernel(Sum(weight * first, (1.0 - weight) * second), (first, second))
 
 
 def mixture(weights: Sequence[Switch], maps: Sequence[FeatureMap], base: FeatureMap) -> FeatureMap:
@@ -60,7 +60,7 @@ def mixture(weights: Sequence[Switch], maps: Sequence[FeatureMap], base: Feature
             " at least one."
         )
     parts = [w * m for w, m in zip(weights, maps, strict=True)]
-    return Sum(*parts, Complement(*weights) * base)
+    return _of_one_kernel(Sum(*parts, Complement(*weights) * base), (*maps, base))
 
 
 def partition(weights: Sequence[Switch], maps: Sequence[FeatureMap]) -> FeatureMap:
@@ -68,7 +68,13 @@ def partition(weights: Sequence[Switch], maps: Sequence[FeatureMap]) -> FeatureM
     if not weights or len(weights) != len(maps):
         raise ValueError(f"got {len(weights)} weights and {len(maps)} maps; give one for each.")
     parts = [Product(w, m) for w, m in zip(weights, maps, strict=True)]
-    return parts[0] if len(parts) == 1 else Sum(*parts)
+    return _of_one_kernel(parts[0] if len(parts) == 1 else Sum(*parts), maps)
+
+
+def _of_one_kernel(hybrid: Composite, maps: Sequence[FeatureMap]) -> FeatureMap:
+    """The hybrid, which estimates the kernel of its maps since its weights add up to 1."""
+    hybrid.estimates_kernel = not any(part.changes_kernel for part in maps)
+    return hybrid
 
 
 def switched(

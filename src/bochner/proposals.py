@@ -1,4 +1,4 @@
-"""Where the random directions come from: N(0, I), or a Gaussian that suits the data.
+"""Where the random directions come from: N(0, I), a Gaussian that suits the data, or several.
 
     exp(x.y) = E_{w ~ N(mean, S)} [ p(w)/psi(w) exp(w.(x+y) - (|x|^2+|y|^2)/2) ],   p = N(0, I)
 
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 
 class Proposal(nn.Module, ABC):
-    """A Gaussian law for the directions, in the form that features and variances need."""
+    """A law for the directions, in the form that features and variances need."""
 
     dim: int
+    gaussian: bool = True
+    """Whether the law is one Gaussian, for which variances have closed forms."""
 
     @abstractmethod
     def shape(self, normals: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -161,3 +163,69 @@ class GaussianProposal(Proposal):
         low, high = float(self._variances.min()), float(self._variances.max())
         batch = list(self._mean.shape[:-1])
         return f"dim={self.dim}, batch={batch}, variances=[{low:.3g}, {high:.3g}]"
+
+
+class MixtureProposal(Proposal):
+    """omega ~ sum_c a_c N(z_c, I), rows dealt to the components in turn, weighed by the whole mixture.
+
+        omega_r = z_{r mod C} + g_r,   log p/psi = -log sum_c a_c exp(omega.z_c - |z_c|^2 / 2)
+
+    a_c is the share of the rows that component c gets: with these weights (the balance heuristic) the
+    sum over the rows is unbiased although no single row is drawn from the mixture.
+
+    Shapes:     centres [*batch, C, d], float64.
+    Error:      unbiased; no closed form for the variance, which is finite for any centres.
+    Reference:  Veach and Guibas, Optimally combining sampling techniques, 1995.
+    Example:
+        >>> p = MixtureProposal(torch.tensor([[1.0], [-1.0]]))
+        >>> omega, log_weight = p.shape(torch.zeros(2, 1, dtype=torch.float64))
+        >>> omega.flatten().tolist(), [round(float(w), 4) for w in log_weight]
+        ([1.0, -1.0], [-0.2831, -0.2831])
+    """
+
+    gaussian = False
+    centres: Tensor
+
+    def __init__(self, centres: Tensor) -> None:
+        super().__init__()
+        centres = centres.detach().double()
+        if centres.ndim < 2 or not bool(torch.isfinite(centres).all()):
+            raise ValueError(
+                f"centres has shape {list(centres.shape)}; expected finite values [*batch, C, d]."
+            )
+        self.dim = centres.shape[-1]
+        self.register_buffer("centres", centres.clone())
+
+    @property
+    def components(self) -> int:
+        """C."""
+        return self.centres.shape[-2]
+
+    @property
+    def variances(self) -> Tensor:
+        """Of every component: ones."""
+        return torch.ones_like(self.centres[..., 0, :])
+
+    @property
+    def centre(self) -> Tensor:
+        """The mean of the centres, [*batch, d]."""
+        return self.centres.mean(dim=-2)
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """x itself."""
+        return x
+
+    def shape(self, normals: Tensor) -> tuple[Tensor, Tensor]:
+        """Directions and the log of the square root of their density ratio."""
+        count = normals.shape[-2]
+        dealt = torch.arange(count, device=normals.device) % self.components
+        share = torch.bincount(dealt, minlength=self.components).double() / count
+        omega = normals + self.centres[..., dealt, :]
+        logs = omega @ self.centres.transpose(-1, -2)
+        logs = logs + (share.log() - 0.5 * self.centres.square().sum(-1)).unsqueeze(-2)
+        return omega, -0.5 * torch.logsumexp(logs, dim=-1)  # half to the query, half to the key
+
+    def extra_repr(self) -> str:
+        """Dimension, batch and number of components."""
+        batch = list(self.centres.shape[:-2])
+        return f"dim={self.dim}, batch={batch}, components={self.components}"

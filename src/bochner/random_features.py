@@ -96,8 +96,10 @@ class RandomFeatures(DirectionalMap):
 
     # -- closed forms -------------------------------------------------------------------------------
     def relative_variance(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """Closed form (docs/theory.md 1 to 3); None for Hadamard, Sobol and for coupled
+        """Closed form (docs/theory.md 1 to 3); None for Hadamard, Sobol, mixtures, and for coupled
         directions under a proposal that is not isotropic."""
+        if not self.proposal.gaussian:
+            return None
         directions, even = self._independent_directions()
         coupling = self.base_projection.coupling(directions, self.dim)
         if coupling is None or (coupling.share and not self.proposal.isotropic):
@@ -110,6 +112,8 @@ class RandomFeatures(DirectionalMap):
 
     def relative_covariance(self, x: Tensor, y: Tensor) -> Tensor | None:
         """docs/theory.md 3, for any Gaussian proposal; directions taken as independent."""
+        if not self.proposal.gaussian:
+            return None
         base = self.base_projection
         if base.coupling(1, self.dim) is None and not isinstance(base, IID) and not base.unbiased:
             return None  # rows that are not normal have no closed form at all

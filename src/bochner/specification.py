@@ -24,6 +24,8 @@ class FeatureMapSpec:
         positive: whether all features are positive.
         columns: columns per projection, so that num_features must be a multiple of it.
         default_projection: used unless the caller names one.
+        random: whether directions are drawn. One that draws none is fitted to data: its error is a bias,
+            `make` refuses a projection for it, and the contract compares it with the best constant.
     """
 
     name: str
@@ -35,6 +37,7 @@ class FeatureMapSpec:
     positive: bool = True
     columns: int = 1
     default_projection: Projection = Orthogonal()
+    random: bool = True
 
     def smallest_budget(self, projection: Projection | None = None) -> int:
         """The smallest num_features that works with a projection."""

@@ -71,6 +71,21 @@ class TransformedFeatures(WrappedMap):
         return SignedLog(log_abs, sign)
 
     @property
+    def changes_kernel(self) -> bool:
+        """Unless the transform is exact and the inner map changes nothing."""
+        return self.inner.changes_kernel or not self.transform.exact
+
+    def log_kernel(self, x: Tensor, y: Tensor) -> Tensor:
+        """The kernel of these points if it is unchanged, else the inner map's of the moved points."""
+        if not self.changes_kernel:
+            return self.kernel.log(x, y)
+        new_x, factor_x = self._with_kernel(x, self.transform.queries(x))
+        new_y, factor_y = self._with_kernel(y, self.transform.keys(y))
+        log = self.inner.log_kernel(new_x, new_y)
+        log = log if factor_x is None else log + factor_x
+        return log if factor_y is None else log + factor_y.transpose(-1, -2)
+
+    @property
     def symmetric(self) -> bool:
         """Inner map and transform both."""
         return self.inner.symmetric and self.transform.symmetric

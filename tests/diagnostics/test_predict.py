@@ -12,7 +12,7 @@ from bochner.feature_map import FeatureMap
 from bochner.nonlinearities import Hyperbolic
 from bochner.random_features import RandomFeatures
 from bochner.request import Request
-from tests.maps import NAMES, fitted, normal, on_sphere, seeded
+from tests.maps import PREDICTED, WITHOUT_THEORY, fitted, normal, on_sphere, seeded
 
 
 def measured(phi: FeatureMap, q: Tensor, k: Tensor, v: Tensor, *, redraws: int) -> Tensor:
@@ -40,7 +40,7 @@ def naive(phi: FeatureMap, q: Tensor, k: Tensor, v: Tensor, num_queries: int) ->
     return math.sqrt(total / norm)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PREDICTED)
 def test_equals_the_pair_formula(name: str) -> None:
     phi = fitted(name, dim=3, num_features=8)
     q, k, v = normal(9, 3, seed=1), normal(7, 3, seed=2), normal(7, 2, seed=3)
@@ -50,7 +50,7 @@ def test_equals_the_pair_formula(name: str) -> None:
         assert predicted.output_error == pytest.approx(truth, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PREDICTED)
 def test_agrees_with_measurement_where_variances_are_small(name: str) -> None:
     """Independent directions, |x|, |y| ~ 0.4, m = 512: 60 redraws, within 15 %."""
     phi = fitted(name, dim=4, num_features=512, batch_shape=(3,), projection="iid", scale=0.2)
@@ -93,6 +93,14 @@ def test_none_where_theory_has_none(projection: str) -> None:
     q, k, v = (normal(9, 4, seed=s) for s in (1, 2, 3))
     expected = projection == "hadamard"  # Sobol rows are normal: the independent form is a bound
     assert (predict(phi, q, k, v) is None) == expected
+
+
+@pytest.mark.parametrize("name", WITHOUT_THEORY)
+def test_none_for_maps_without_a_closed_form(name: str) -> None:
+    phi = fitted(name, dim=4, num_features=16)
+    q, k, v = (normal(9, 4, seed=s) for s in (1, 2, 3))
+    assert predict(phi, q, k, v) is None
+    assert phi.relative_variance(q, k) is None
 
 
 def test_none_for_a_sum_whose_dependence_has_no_theory() -> None:
@@ -150,7 +158,7 @@ def test_says_when_it_is_not_to_be_trusted() -> None:
 
 
 @pytest.mark.parametrize("norm", [0.0, 1e-4, 30.0, 80.0])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PREDICTED)
 def test_extreme_norms(name: str, norm: float) -> None:
     """A number or inf, never NaN, no warning; zero points have zero error."""
     phi = fitted(name, dim=4, num_features=8)

@@ -90,7 +90,7 @@ def test_maps_that_cannot_be_tried_are_listed_with_the_reason() -> None:
     assert "trigonometric, num_features=1" in choice.skipped
     assert "must be a multiple of 2" in choice.skipped["trigonometric, num_features=1"]
     assert "Antithetic" in choice.skipped["data-aware, num_features=1"]
-    single = {"positive", "gerf", "sderf", "aderf", "balanced-exponential"}
+    single = {"positive", "gerf", "sderf", "aderf", "balanced-exponential", "calibrated"}
     assert {c.name for c in choice.candidates} == single
     with pytest.raises(ValueError, match="no feature map could be tried: .*multiple of 2"):
         recommend(q, k, v, 1, candidates=["trigonometric"])

@@ -6,7 +6,7 @@ comparisons; all of them, with those of the other tests, share alpha = 1e-6 (see
 
 import pytest
 
-from bochner.catalog import specs
+from bochner.catalog import make, specs
 from bochner.kernels import KERNELS
 from bochner.projections import PROJECTIONS
 from bochner.testing import Plan, check_feature_map
@@ -19,7 +19,8 @@ SMALLEST_BIAS = 0.05
 SMALLEST_VARIANCE_ERROR = 0.30
 """Pinned: so is a variance formula that is wrong by 30 %."""
 
-CASES = [(n, p, k) for n in specs() for p in PROJECTIONS for k in KERNELS]
+CASES = [(n, p, k) for n, s in specs().items() if s.random for p in PROJECTIONS for k in KERNELS]
+FITS = [(n, k) for n, s in specs().items() if not s.random for k in KERNELS]
 
 
 @pytest.mark.parametrize(("name", "projection", "kernel"), CASES)
@@ -33,6 +34,27 @@ def test_contract(name: str, projection: str, kernel: str) -> None:
     if report.of("relative_variance"):
         assert report.smallest_variance_error <= SMALLEST_VARIANCE_ERROR
     assert len(report.comparisons) <= COMPARISONS_PER_CASE
+
+
+@pytest.mark.parametrize(("name", "kernel"), FITS)
+def test_contract_of_maps_without_randomness(name: str, kernel: str) -> None:
+    report = check_feature_map(name, kernel=kernel)
+    print(report)
+    assert "fit" in report.checked
+    assert not report.comparisons
+    assert {f.dim for f in report.fits} == set(Plan().dims)
+    assert all(0 < f.error < 0.5 * f.constant for f in report.fits)
+    assert "biased" in str(report)
+
+
+@pytest.mark.parametrize("name", [n for n, s in specs().items() if not s.random])
+def test_a_projection_for_a_map_that_draws_nothing_is_refused(name: str) -> None:
+    for use in (
+        lambda: check_feature_map(name, projection="iid"),
+        lambda: make(name, dim=3, num_features=4, projection="orthogonal"),
+    ):
+        with pytest.raises(ValueError, match="draws no random directions"):
+            use()
 
 
 def test_the_suite_makes_fewer_comparisons_than_it_pays_for() -> None:

@@ -13,9 +13,11 @@ from torch import Tensor
 from bochner.algebra import Composite, Product
 from bochner.catalog import spec
 from bochner.feature_map import FeatureMap
+from bochner.feature_maps.calibrated import fit_calibrated
 from bochner.feature_maps.gerf import optimal_a
 from bochner.features import Features, SignedLog
 from bochner.fitting import UnfittedMap
+from bochner.landmarks import LandmarkFeatures
 from bochner.moments import log_c
 from bochner.nonlinearities import Hyperbolic, Nonlinearity, Positive, Trigonometric
 from bochner.projections import IID, Orthogonal, Projection, haar_orthogonal
@@ -392,3 +394,49 @@ def test_a_plan_that_sees_nothing_is_refused() -> None:
     message = rejected(spec("positive"), "power", plan)
     assert "underpowered" in message
     assert "replicates" in message
+
+
+# -- maps without randomness ------------------------------------------------------------------------
+def calibrated_mutant(spoil: Callable[[LandmarkFeatures], FeatureMap]) -> FeatureMapSpec:
+    """The calibrated map, spoiled after its fit."""
+
+    def build(request: Request) -> FeatureMap:
+        def fit(request: Request, queries: Tensor, keys: Tensor) -> FeatureMap:
+            return spoil(fit_calibrated(request, queries, keys))
+
+        return UnfittedMap(
+            "mutant", request, fit, positive=False, num_projections=0, unbiased=False
+        )
+
+    return spec_of(build, needs_data=True, positive=False, random=False)
+
+
+def twice(phi: LandmarkFeatures) -> FeatureMap:
+    phi.key_matrix.mul_(2.0)  # a scale that normalised attention would not see
+    return phi
+
+
+def only_the_mean(phi: LandmarkFeatures) -> FeatureMap:
+    phi.query_points.zero_()
+    return phi
+
+
+def swapped(phi: LandmarkFeatures) -> FeatureMap:
+    phi.query_points, phi.key_points = phi.key_points, phi.query_points
+    return phi
+
+
+@pytest.mark.parametrize("spoil", [twice, only_the_mean, swapped])
+def test_a_fit_that_is_no_better_than_a_constant(
+    spoil: Callable[[LandmarkFeatures], FeatureMap],
+) -> None:
+    rejected(calibrated_mutant(spoil), "fit", QUICK)
+
+
+def test_the_same_fit_unspoiled_passes() -> None:
+    assert "fit" in check_feature_map(calibrated_mutant(lambda phi: phi), plan=QUICK).checked
+
+
+def test_random_features_that_say_they_are_not_random() -> None:
+    mutant = replace(spec("positive"), random=False)
+    rejected(mutant, "unbiased", QUICK)

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import sys
 
 import pytest
 import torch
@@ -23,8 +22,8 @@ from bochner.transformers import (
     report,
     save_pretrained,
 )
-from bochner.transformers.finetune import ends
 from bochner.transformers.finetune_losses import relative_square
+from bochner.transformers.finetuning import ends
 from tests.transformers.test_calibrate import batches_of, seeded
 from tests.transformers.test_observe import model_named
 
@@ -327,8 +326,7 @@ def test_a_loss_that_is_no_number_is_an_error(monkeypatch):
     def broken(model, inputs, backward):
         return {0: math.nan}
 
-    module = sys.modules["bochner.transformers.finetune"]  # the package has the function's name
-    monkeypatch.setattr(module, "attention_losses", broken)
+    monkeypatch.setattr("bochner.transformers.finetuning.attention_losses", broken)
     with pytest.raises(FloatingPointError, match="'attention' is nan at step 0; lower the"):
         finetune(model, batches_of(2), steps=20, training=QUIET)
     assert all(torch.equal(x, before[name]) for name, x in weights(model).items())

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bochner.attention.window import ExactWindow
+from bochner.attention.window_pairs import WindowPairs
 from bochner.diagnostics.exact import (
     check_inputs,
     exact_logs,
@@ -22,7 +24,7 @@ from bochner.diagnostics.exact import (
 )
 from bochner.diagnostics.interval import Interval, median
 from bochner.feature_map import FeatureMap, compute_dtype
-from bochner.features import log_inner
+from bochner.features import Features, SignedLog, log_inner
 from bochner.kernels import Kernel
 from bochner.request import fresh_generator
 from bochner.validation import check_count
@@ -87,6 +89,7 @@ def measure(
     v: Tensor | None = None,
     *,
     causal: bool = False,
+    exact: ExactWindow | None = None,
     num_redraws: int = 8,
     generator: torch.Generator | None = None,
 ) -> ErrorReport:
@@ -94,7 +97,8 @@ def measure(
 
     Shapes:     q [*heads, n, d], k [*heads, n', d], v [*heads, n', dv]; a map with batch_shape wants
                 matching heads.
-    Arguments:  num_redraws: independent redraws of all directions (what is fitted stays);
+    Arguments:  exact: measure the map with this window of exact pairs, as in `linear_attention`;
+                num_redraws: independent redraws of all directions (what is fitted stays);
                 generator: their source, a fresh one unless given. `feature_map` is not changed.
     Returns:    ErrorReport; the reference is exact attention under feature_map.kernel, in float32
                 (float64 for float64 input).
@@ -120,7 +124,8 @@ def measure(
     )
     with torch.no_grad(), torch.autocast(device_type=q.device.type, enabled=False):
         maps = [copy.deepcopy(feature_map).resample_(generator) for _ in range(num_redraws)]
-        per_head, trivial = _accumulate(maps, q, k, v, causal=causal)
+        pairs = None if exact is None else WindowPairs.of(exact, feature_map, q, k, causal=causal)
+        per_head, trivial = _accumulate(maps, q, k, v, pairs, causal=causal)
 
     def typical(name: str) -> Interval:
         return Interval.over(median(per_head[name].reshape(num_redraws, -1)))
@@ -174,7 +179,13 @@ def _exact_blocks(
 
 
 def _accumulate(
-    maps: list[FeatureMap], q: Tensor, k: Tensor, v: Tensor | None, *, causal: bool
+    maps: list[FeatureMap],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    pairs: WindowPairs | None,
+    *,
+    causal: bool,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Metrics of every map [redraws, *heads] and of uniform attention [*heads]."""
     kernel = maps[0].kernel
@@ -193,7 +204,8 @@ def _accumulate(
         _compare(uniform, flat, block, v)
         if block.output is not None:
             exact.add("output", block.output.square())
-    totals = [_one_map(phi, q, k, v, peak, kept or make_blocks()) for phi in maps]
+    draws = (_Draw(phi, q, k, phi.key(k), pairs) for phi in maps)
+    totals = [_one_map(draw, v, peak, kept or make_blocks()) for draw in draws]
     per_head = {
         "kernel": torch.stack([(t["kernel"] / exact["kernel"]).sqrt() for t in totals]),
         "variation": torch.stack([t["variation"] / length for t in totals]),
@@ -209,24 +221,49 @@ def _accumulate(
     return per_head, trivial
 
 
-def _one_map(
-    phi: FeatureMap,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor | None,
-    peak: Tensor,
-    blocks: Iterable[_Block],
-) -> _Totals:
+class _Draw(NamedTuple):
+    """One draw of a map, on all queries and keys, with the pairs that are exact."""
+
+    phi: FeatureMap
+    q: Tensor
+    k: Tensor
+    keys: Features
+    pairs: WindowPairs | None
+
+    def kernel(self, block: _Block) -> tuple[SignedLog, Tensor | None]:
+        """What stands for the kernel in some rows, and which of it is exact."""
+        q = self.q[..., block.rows, :]
+        estimates = log_inner(self.phi.query(q), self.keys, where=block.visible)
+        if self.pairs is None:
+            return estimates, None
+        known = self.pairs.rows(block.rows)
+        known = known if block.visible is None else known & block.visible
+        logs = torch.where(known, self.phi.log_kernel(q, self.k), estimates.log_abs)
+        return SignedLog(logs, torch.where(known, 1.0, estimates.sign)), known
+
+    def weights(self, kernel: SignedLog, known: Tensor | None) -> Tensor:
+        """Rows in their own scale: the largest entry is +-1 before it is normalised."""
+        weights = kernel.sign * torch.exp(kernel.log_abs - kernel.log_abs.amax(-1, keepdim=True))
+        floor = None if self.pairs is None else self.pairs.exact.denominator_floor
+        if floor is None or known is None:
+            return weights
+        alone = weights * known
+        exact = alone.sum(dim=-1, keepdim=True)
+        low = (weights * ~known).sum(dim=-1, keepdim=True) < floor * exact
+        return torch.where(low & known.any(dim=-1, keepdim=True), alone, weights)
+
+
+def _one_map(draw: _Draw, v: Tensor | None, peak: Tensor, blocks: Iterable[_Block]) -> _Totals:
     """Sums of one draw over all blocks."""
-    total = _Totals(tuple(q.shape[:-2]))
-    keys = phi.key(k)
+    total = _Totals(tuple(draw.q.shape[:-2]))
     for block in blocks:
-        log_abs, sign = log_inner(phi.query(q[..., block.rows, :]), keys, where=block.visible)
-        total.add("kernel", (sign * torch.exp(log_abs - peak) - block.kernel).square())
-        # rows in their own scale: the largest estimate of a row is +-1 before it is normalised
-        weights = sign * torch.exp(log_abs - log_abs.amax(dim=-1, keepdim=True))
+        kernel, known = draw.kernel(block)
+        total.add(
+            "kernel", (kernel.sign * torch.exp(kernel.log_abs - peak) - block.kernel).square()
+        )
+        weights = draw.weights(kernel, known)
         denominator = weights.sum(dim=-1, keepdim=True)
-        if not phi.positive:
+        if not draw.phi.positive:
             total.add("negative_entries", weights < 0)
             total.add("nonpositive_denominators", denominator <= 0)
         _compare(total, weights / denominator, block, v)

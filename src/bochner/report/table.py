@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from bochner.diagnostics import Candidate, Comparison, Interval
+
+if TYPE_CHECKING:
+    from rich.table import Table  # for terminals; documents need no rich
 
 
 def error_text(interval: Interval | None) -> str:
@@ -64,6 +67,8 @@ def rows_of(table: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def rich_grid(title: str, header: list[str], rows: list[list[str]]) -> Table:
     """A table for the terminal: first column to the left, numbers to the right; (...) rows stand out."""
+    from rich.table import Table
+
     result = Table(title=title, title_justify="left")
     for index, name in enumerate(header):
         result.add_column(name, justify="right" if index else "left", no_wrap=index == 0)
@@ -92,6 +97,8 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 def details_table(table: Comparison) -> Table:
     """Every metric of every row, for the terminal."""
+    from rich.table import Table
+
     result = Table(
         title="all metrics (medians over heads, mean over redraws)", title_justify="left"
     )

@@ -60,6 +60,12 @@ class Switch(FeatureMap):
         mean = self.mean(x, y)
         return SignedLog(torch.log(mean.abs()), torch.sign(mean))
 
+    changes_kernel = True
+
+    def log_kernel(self, x: Tensor, y: Tensor) -> Tensor:
+        """log lambda: a weight, not a kernel."""
+        return self.log_exact(x, y).log_abs
+
     def relative_variance(self, x: Tensor, y: Tensor) -> Tensor | None:
         """Var / lambda^2; inf where only the weight is 0."""
         x, y = x.detach().double(), y.detach().double()

@@ -10,6 +10,7 @@ from bochner.projections import Projection, projection_from_name
 from bochner.specification import FeatureMapSpec
 from bochner.testing.declarations import check_declarations
 from bochner.testing.estimates import check_estimates
+from bochner.testing.fits import check_fit
 from bochner.testing.plan import Plan
 from bochner.testing.report import ContractReport
 from bochner.testing.subject import Subject
@@ -27,7 +28,8 @@ def check_feature_map(
     Deterministic: sizes, shapes, dtypes, positivity, symmetry, the exact value, log_estimate, seeds,
     resample_, copies and saved states, finiteness at norm 80, errors (`declarations`).
     Statistical: unbiasedness, relative_variance, relative_covariance (`estimates`), each replicate a
-    fresh draw of all randomness, with the critical value of `significance`.
+    fresh draw of all randomness, with the critical value of `significance`. A specification that says
+    random=False has nothing to average: its error is compared with the best constant's (`fits`).
 
     Arguments:
         spec: a FeatureMapSpec, or the name of one in the catalogue.
@@ -41,12 +43,17 @@ def check_feature_map(
         (True, True, True)
     """
     chosen = spec_by_name(spec) if isinstance(spec, str) else spec
+    if projection is not None and not chosen.random:
+        raise ValueError(
+            f"projection={projection!r}: {chosen.name!r} draws no random directions; leave it out."
+        )
     drawn = chosen.default_projection if projection is None else projection_from_name(projection)
     plan = Plan.of(drawn, chosen.columns) if plan is None else plan
     subject = Subject(chosen, drawn, kernel_from_name(kernel), plan.seed)
     with torch.no_grad():
         checked, skipped = check_declarations(subject)
-        comparisons, impossible = check_estimates(subject, plan)
+        fits = [] if chosen.random else check_fit(subject, plan)
+        comparisons, impossible = check_estimates(subject, plan) if chosen.random else ([], [])
     return ContractReport(
         name=chosen.name,
         projection=repr(drawn),
@@ -54,6 +61,11 @@ def check_feature_map(
         num_features=subject.budget(plan.num_features),
         replicates=plan.replicates,
         comparisons=tuple(comparisons),
-        checked=(*checked, *dict.fromkeys(c.failing for c in comparisons)),
+        checked=(
+            *checked,
+            *dict.fromkeys(c.failing for c in comparisons),
+            *(["fit"] if fits else []),
+        ),
         skipped=tuple(dict.fromkeys((*skipped, *impossible))),
+        fits=tuple(fits),
     )

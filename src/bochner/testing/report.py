@@ -60,12 +60,28 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class FitError:
+    """Relative error of a map without randomness, and that of the best constant."""
+
+    dim: int
+    error: float
+    constant: float
+
+    def __str__(self) -> str:
+        return (
+            f"fit (d={self.dim}): relative error {self.error:.3g},"
+            f" the best constant {self.constant:.3g}"
+        )
+
+
+@dataclass(frozen=True)
 class ContractReport:
     """What `check_feature_map` checked.
 
     comparisons:  every statistical one, with z and the smallest deviation it could have seen;
     checked:      the declared properties that were found true;
-    skipped:      what could not be checked, with the reason.
+    skipped:      what could not be checked, with the reason;
+    fits:         errors of a map without randomness, whose bias has no bound.
     """
 
     name: str
@@ -76,6 +92,7 @@ class ContractReport:
     comparisons: tuple[Comparison, ...]
     checked: tuple[str, ...]
     skipped: tuple[str, ...]
+    fits: tuple[FitError, ...] = ()
 
     def of(self, failing: str) -> tuple[Comparison, ...]:
         """The comparisons of one property."""
@@ -97,12 +114,18 @@ class ContractReport:
         return max((c.smallest for c in self.of("relative_variance")), default=float("inf"))
 
     def __str__(self) -> str:
-        head = (
-            f"{self.name} with {self.projection}, {self.kernel} kernel: contract kept;"
-            f" {self.replicates} replicates, m={self.num_features},"
-            f" a bias of {100 * self.smallest_bias:.1f} % would have been seen"
-        )
-        lines = [f"  {c}" for c in self.comparisons]
+        if self.fits:
+            head = (
+                f"{self.name}, {self.kernel} kernel: contract kept; m={self.num_features}, nothing"
+                " random, biased"
+            )
+        else:
+            head = (
+                f"{self.name} with {self.projection}, {self.kernel} kernel: contract kept;"
+                f" {self.replicates} replicates, m={self.num_features},"
+                f" a bias of {100 * self.smallest_bias:.1f} % would have been seen"
+            )
+        lines = [f"  {c}" for c in (*self.comparisons, *self.fits)]
         lines.append(f"  checked: {', '.join(self.checked)}")
         lines += [f"  not checked: {reason}" for reason in self.skipped]
         return "\n".join([head, *lines])

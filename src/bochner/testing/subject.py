@@ -69,6 +69,14 @@ class Subject:
         fitted: FeatureMap = feature_map.fit(queries, keys)  # type: ignore[operator]
         return fitted
 
+    def fitted(self, dim: int, num_features: int, data: tuple[Tensor, Tensor]) -> FeatureMap:
+        """A map fitted to these queries and keys, if the specification wants any."""
+        feature_map = self.unfitted(dim, num_features)
+        if not self.spec.needs_data:
+            return feature_map
+        fitted: FeatureMap = feature_map.fit(*data)  # type: ignore[operator]
+        return fitted
+
     def generator(self, draw: int = 0) -> torch.Generator:
         """The generator of draw number `draw`."""
         return torch.Generator().manual_seed(self.seed + 7919 * (draw + 1))

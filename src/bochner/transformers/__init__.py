@@ -15,19 +15,19 @@ except ImportError as error:
     ) from error
 
 from bochner.transformers.cache import LinearCache
-from bochner.transformers.calibrate import calibrate
 from bochner.transformers.calibrate_report import CalibrationReport
+from bochner.transformers.calibration import calibrate
 from bochner.transformers.collect import collect_qkv
 from bochner.transformers.convert import converted_layers, linearize, restore
 from bochner.transformers.embeddings import sentence_embeddings
-from bochner.transformers.finetune import FinetuneReport, finetune
 from bochner.transformers.finetune_loop import Training
 from bochner.transformers.finetune_losses import attention_losses, distillation_loss
 from bochner.transformers.finetune_trainer import DistillationTrainer
+from bochner.transformers.finetuning import FinetuneReport, finetune
 from bochner.transformers.interface import LINEAR, RECORDING
 from bochner.transformers.layer import LinearLayer
 from bochner.transformers.places import AttentionPlace, attention_places
-from bochner.transformers.report import ConversionReport, report
+from bochner.transformers.reporting import ConversionReport, report
 from bochner.transformers.saving import from_pretrained, save_pretrained
 from bochner.transformers.swap import linear_attention_swapped
 

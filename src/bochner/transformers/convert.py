@@ -36,6 +36,7 @@ def linearize(
     *,
     window: int = 0,
     sinks: int = 0,
+    denominator_floor: float | None = 0.0,
     layers: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
 ) -> PreTrainedModel:
@@ -43,8 +44,10 @@ def linearize(
 
     Arguments:  feature_map: a name of the catalogue, or one FeatureMap per converted layer, in order.
                 num_features: of maps by name, per head. window, sinks: pairs of self-attention that
-                stay exact (`bochner.attention.ExactWindow`); cross-attention has none. layers: the
-                numbers of the attention modules to convert, in the order of `attention_places(model)`;
+                stay exact (`bochner.attention.ExactWindow`); cross-attention has none.
+                denominator_floor: of that window: a row whose features of a signed map sum to less than
+                this many times its exact part uses the exact part alone, and a DenominatorWarning gives
+                the share of such rows; None: no guard. layers: the numbers of the attention modules to convert, in the order of `attention_places(model)`;
                 the others stay exact; None: all. generator: for the directions of maps by name.
     Models:     whose attention modules use the attention interface of transformers: encoders, decoders
                 with rotary positions and grouped queries, encoder-decoders with cross-attention, vision
@@ -75,7 +78,7 @@ def linearize(
     places = _chosen(model, layers)
     for place in places:
         _check_plain(place)
-    exact = ExactWindow(window, sinks=sinks) if window or sinks else None
+    exact = ExactWindow(window, sinks, denominator_floor) if window or sinks else None
     maps = _maps(places, feature_map, num_features, generator)
     named = _configurations_of(model, places)
     heads = [_heads(place, phi) for place, phi in zip(places, maps, strict=True)]

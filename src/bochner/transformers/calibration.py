@@ -56,7 +56,7 @@ def calibrate(
         >>> model = linearize(model, "data-aware", 16, layers=[0], generator=g)
         >>> tokens = torch.randint(2000, 3000, (8, 64), generator=g)
         >>> report = calibrate(model, tokens.split(2), generator=g)
-        >>> report.tokens, report.held_out_tokens, report.num_heads
+        >>> report.sample.tokens, report.sample.held_out_tokens, report.num_heads
         (384, 128, 12)
     """
     check_count("max_tokens", max_tokens)

@@ -136,13 +136,22 @@ def fit_landmarks(
         parts.append(found)
 
     def joined(side: str) -> LandmarkSide:
-        tensors = []
-        for name in ("points", "offsets", "matrix"):
-            whole = torch.cat([getattr(getattr(p, side), name) for p in parts])
-            tensors.append(whole.reshape(*request.batch_shape, *whole.shape[1:]))
-        return LandmarkSide(*tensors)
+        found = [getattr(part, side) for part in parts]
+        whole = (torch.cat([getattr(x, n) for x in found]) for n in ("points", "offsets", "matrix"))
+        points, offsets, matrix = _of_unit_size(*whole)
+        return LandmarkSide(
+            *(x.reshape(*request.batch_shape, *x.shape[1:]) for x in (points, offsets, matrix))
+        )
 
     return LandmarkFeatures(request, joined("query"), joined("key"))
+
+
+def _of_unit_size(points: Tensor, offsets: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same features with the matrix [heads, p, m] of mean square 1, its size in the offsets: so a
+    step of an optimiser means the same on every head."""
+    size = matrix.square().mean((1, 2), keepdim=True).sqrt()
+    size = torch.where(size > 0, size, 1.0)
+    return points, offsets + size.squeeze(-1).log(), matrix / size
 
 
 def _heads(data: Sequences, heads: slice) -> Sequences:

@@ -1,4 +1,4 @@
-"""README shows what the demo measured, and nothing that was typed."""
+"""README and the guide show what was measured, and nothing that was typed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("name", ["demo", "hybrids", "bench"])
-def test_readme_quotes_results_word_for_word(name: str) -> None:
-    tool = runpy.run_path(str(ROOT / "tools/readme_from_results.py"))
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert tool["block_of"](readme, name) == tool["BLOCKS"][name]()
+TOOL = runpy.run_path(str(ROOT / "tools/readme_from_results.py"))
+
+
+@pytest.mark.parametrize(
+    ("page", "name"), [(page, name) for page, names in TOOL["PAGES"].items() for name in names]
+)
+def test_pages_quote_results_word_for_word(page: str, name: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert TOOL["block_of"](text, name) == TOOL["BLOCKS"][name]()
 
 
 def test_demo_tables_are_those_of_its_results() -> None:

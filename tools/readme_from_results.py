@@ -1,16 +1,21 @@
-"""Put measured tables and sentences into README.md: what stands between its markers is written here.
+"""Put measured tables and sentences into README.md and docs/: what stands between markers is written here.
 
+    trade       what converting a model loses and gains (trade_off.py); also in docs/transformers.md
     demo        docs/demo/tables.md, word for word, after `bochner demo --out docs/demo`
     bench       the table of benchmarks/attention.json, after `make bench`
     hybrids     sentences of experiments/hybrid_random_features/results/*/summary.md
 
-A test compares README with both.
+A test compares the pages with all of them.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from trade_off import trade_off  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments/hybrid_random_features/results"
@@ -64,18 +69,26 @@ def benchmark_table() -> str:
     return f"{found['caption']}\n\n{found['table']}"
 
 
-BLOCKS = {"demo": measured_tables, "hybrids": quoted_sentences, "bench": benchmark_table}
+BLOCKS = {
+    "trade": trade_off,
+    "demo": measured_tables,
+    "hybrids": quoted_sentences,
+    "bench": benchmark_table,
+}
+PAGES = {"README.md": list(BLOCKS), "docs/transformers.md": ["trade"]}
 
 
 def main() -> None:
     """Replace every block."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    for name, content in BLOCKS.items():
-        begin, end = markers(name)
-        head, tail = text.split(begin, 1)[0], text.split(end, 1)[1]
-        text = f"{head}{begin}\n{content()}\n{end}{tail}"
-    readme.write_text(text, encoding="utf-8")
+    contents = {name: content() for name, content in BLOCKS.items()}
+    for page, names in PAGES.items():
+        file = ROOT / page
+        text = file.read_text(encoding="utf-8")
+        for name in names:
+            begin, end = markers(name)
+            head, tail = text.split(begin, 1)[0], text.split(end, 1)[1]
+            text = f"{head}{begin}\n{contents[name]}\n{end}{tail}"
+        file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bochner.algebra import Constant
-from bochner.attention import linear_attention
+from bochner.attention import DenominatorWarning, ExactWindow, linear_attention
 from bochner.catalog import make
 from bochner.data import QKV
 from bochner.feature_map import FeatureMap
 from bochner.fitting import UnfittedMap
+
+NEAR = ExactWindow(window=32, sinks=8, denominator_floor=0.0)
+"""The exact pairs of a converted model here, with the guard that `linearize` sets."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Attention to put into every layer: one map per layer, and the pairs that stay exact."""
+
+    label: str
+    num_features: int
+    maps: Sequence[FeatureMap]
+    exact: ExactWindow | None = None
+
+    @property
+    def title(self) -> str:
+        """The label with its exact pairs."""
+        near = self.exact
+        return self.label + ("" if near is None else f", window {near.window}, {near.sinks} sinks")
 
 
 @dataclass(frozen=True)
@@ -25,11 +47,17 @@ class Swap:
 
     cosines:    between the sentence embeddings of the exact and the changed model, one a window,
                 over all seeds.
+    worse_heads: how many of `heads` have an output no closer to the exact one than the average of
+                the values, on the exact model's activations of the same windows; None if not counted.
+    guarded:    what the first DenominatorWarning said; None if there was none.
     """
 
     label: str
     num_features: int
     cosines: Tensor
+    worse_heads: int | None = None
+    heads: int = 0
+    guarded: str | None = None
 
     @property
     def mean(self) -> float:
@@ -64,12 +92,57 @@ def averaging_maps(calibration: Sequence[QKV]) -> list[FeatureMap]:
     return [Constant(layer.q.shape[-1]) for layer in calibration]
 
 
-def swap_cosines(model: Any, windows: Tensor, exact: Tensor, maps: Sequence[FeatureMap]) -> Tensor:
+def calibrated_maps(
+    model: Any,
+    name: str,
+    num_features: int,
+    batches: Sequence[Tensor],
+    generator: torch.Generator,
+) -> list[FeatureMap]:
+    """The maps of `linearize(model, name, num_features, ...)` with `NEAR` and `calibrate(model,
+    batches)`, one per layer; the model is exact again afterwards."""
+    from bochner.transformers import calibrate, converted_layers, linearize, restore
+
+    exact = NEAR
+    linearize(
+        model, name, num_features, window=exact.window, sinks=exact.sinks, generator=generator
+    )
+    try:
+        with denominator_warnings():  # what the swap itself warns of is shown
+            calibrate(model, batches, generator=generator)
+        return [layer.feature_map for layer in converted_layers(model).values()]
+    finally:
+        restore(model)
+
+
+@contextmanager
+def converted(model: Any, conversion: Conversion) -> Iterator[None]:
+    """Inside the with-block the model attends linearly; its own attention is back at the end."""
+    from bochner.transformers import linearize, restore
+
+    near = conversion.exact
+    if near is None:
+        linearize(model, conversion.maps)
+    else:
+        linearize(
+            model,
+            conversion.maps,
+            window=near.window,
+            sinks=near.sinks,
+            denominator_floor=near.denominator_floor,
+        )
+    try:
+        yield
+    finally:
+        restore(model)
+
+
+def swap_cosines(model: Any, windows: Tensor, exact: Tensor, conversion: Conversion) -> Tensor:
     """Cosine between exact embeddings [windows, d] and those with linear attention, [windows]."""
-    from bochner.transformers import linear_attention_swapped, sentence_embeddings
+    from bochner.transformers import sentence_embeddings
 
     mask = torch.ones_like(windows)
-    with torch.no_grad(), linear_attention_swapped(model, maps):
+    with torch.no_grad(), converted(model, conversion):
         moved = torch.cat(
             [
                 sentence_embeddings(model, rows, rows_mask)
@@ -77,6 +150,44 @@ def swap_cosines(model: Any, windows: Tensor, exact: Tensor, maps: Sequence[Feat
             ]
         )
     return torch.nn.functional.cosine_similarity(exact, moved, dim=-1)
+
+
+def swap(
+    model: Any, windows: Tensor, exact: Tensor, draws: Sequence[Callable[[], Conversion]]
+) -> Swap:
+    """One row of the table: every draw's cosines, and the first draw's heads worse than averaging."""
+    from bochner.transformers import report
+
+    first = draws[0]()
+    with denominator_warnings() as said:
+        cosines = [swap_cosines(model, windows, exact, first)]
+        cosines += [swap_cosines(model, windows, exact, draw()) for draw in draws[1:]]
+    with denominator_warnings(), converted(model, first):  # also of the features without the window
+        found = report(model, windows.split(4))
+    return Swap(
+        first.title,
+        first.num_features,
+        torch.cat(cosines),
+        len(found.worse_than_averaging),
+        sum(len(errors.converted) for errors in found.layers.values()),
+        said[0] if said else None,
+    )
+
+
+@contextmanager
+def denominator_warnings() -> Iterator[list[str]]:
+    """Collects what DenominatorWarnings say in place of one line each; other warnings go on."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DenominatorWarning)
+        yield said
+    for warning in caught:
+        if issubclass(warning.category, DenominatorWarning):
+            said.append(str(warning.message))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
 
 
 def median_seconds(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -93,7 +204,10 @@ def median_seconds(contestants: dict[str, Callable[[], object]], repeats: int) -
 
 
 def time_attention(
-    layer: QKV, maps: dict[str, FeatureMap], lengths: Sequence[int], repeats: int
+    layer: QKV,
+    maps: dict[str, tuple[FeatureMap, ExactWindow | None]],
+    lengths: Sequence[int],
+    repeats: int,
 ) -> dict[str, list[float]]:
     """Seconds of exact and linear attention of one layer, its tokens repeated to each length.
 
@@ -104,13 +218,13 @@ def time_attention(
         copies = -(-length // layer.q.shape[-2])
         q, k, v = (x[:1].repeat(1, 1, copies, 1)[..., :length, :].contiguous() for x in layer)
         contestants: dict[str, Callable[[], object]] = {
-            "exact (torch SDPA)": lambda q=q, k=k, v=v: (  # type: ignore[misc]
-                torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=1.0)
+            "exact (torch SDPA)": partial(
+                torch.nn.functional.scaled_dot_product_attention, q, k, v, scale=1.0
             )
         }
-        for name, phi in maps.items():
-            contestants[name] = lambda phi=phi, q=q, k=k, v=v: linear_attention(phi, q, k, v)  # type: ignore[misc]
-        with torch.no_grad():
+        for name, (phi, near) in maps.items():
+            contestants[name] = partial(linear_attention, phi, q, k, v, exact=near)
+        with torch.no_grad(), denominator_warnings():  # of time only: errors are measured elsewhere
             found = median_seconds(contestants, repeats)
         for name, seconds in found.items():
             times[name].append(seconds)

@@ -39,6 +39,11 @@ class FeatureMapSpec:
     default_projection: Projection = Orthogonal()
     random: bool = True
 
+    @property
+    def unbiased(self) -> bool:
+        """Whether E[estimate] = exact over draws, with the default projection."""
+        return self.random and self.default_projection.unbiased
+
     def smallest_budget(self, projection: Projection | None = None) -> int:
         """The smallest num_features that works with a projection."""
         antithetic = (projection or self.default_projection).antithetic_base is not None

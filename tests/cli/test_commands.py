@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from bochner.cli.commands import bochner
-from bochner.data import save_qkv
+from bochner.data import load_qkv, save_qkv
 
 
 def run(*arguments: str) -> Result:
@@ -38,6 +38,19 @@ def test_list_json_is_json() -> None:
     found = json.loads(run("list", "--json").stdout)
     assert found["trigonometric"]["positive"] is False
     assert found["gerf"]["needs_data"] is True
+    assert {name for name, facts in found.items() if not facts["unbiased"]} == {"calibrated"}
+
+
+def test_list_marks_what_is_biased_and_what_needs_data() -> None:
+    rows = {
+        (cells := [cell.strip() for cell in line.split("│")])[1]: cells[2]
+        for line in CliRunner(env={"COLUMNS": "160"}).invoke(bochner, ["list"]).output.splitlines()
+        if line.startswith("│")
+    }
+    assert rows["calibrated"] == "signed, biased, needs data"
+    assert rows["data-aware-mixture"] == "positive, needs data"
+    assert rows["dark"] == "positive, needs data, trained kernel"
+    assert rows["positive"] == "positive"
 
 
 def test_compare_prints_each_map_beside_averaging(shifted: Path) -> None:
@@ -130,6 +143,41 @@ def test_recommend_exits_1_where_nothing_beats_averaging(tmp_path: Path) -> None
     assert "Nothing beats averaging the values" in result.output.replace("\n", " ")
 
 
+def test_biased_maps_are_marked_and_can_be_left_out(shifted: Path, tmp_path: Path) -> None:
+    names = ("--maps", "calibrated,data-aware", "--seeds", "2")
+    both = run("compare", str(shifted), *names, "--num-features", "16", "--all-metrics")
+    assert both.exit_code == 0, both.output
+    assert "calibrated (biased)" in both.output
+    assert "no theory" in both.output
+    one = run("compare", str(shifted), *names, "--num-features", "16", "--unbiased")
+    assert one.exit_code == 0, one.output
+    assert "calibrated (biased)" not in one.output
+    assert "skipped calibrated, num_features=16: it is biased" in " ".join(one.output.split())
+    flat = tmp_path / "flat.npz"  # attention that 16 landmark features describe
+    q, k, v = load_qkv(shifted)
+    save_qkv(flat, 0.3 * q, 0.3 * k, v + k)
+    chosen = run("recommend", str(flat), *names, "--num-features", "16")
+    assert "choice: calibrated" in chosen.output
+    assert "is not bounded on other data" in " ".join(chosen.output.split())
+    unbiased = run("recommend", str(flat), *names, "--num-features", "16", "--unbiased")
+    assert "data-aware" in unbiased.output
+    assert "choice: calibrated" not in unbiased.output
+    assert "calibrated (biased)" not in unbiased.output
+    assert "skipped calibrated" in unbiased.output
+
+
+def test_an_interrupt_ends_a_command_with_130(
+    monkeypatch: pytest.MonkeyPatch, shifted: Path
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bochner.commands["compare"], "callback", interrupted)
+    result = run("compare", str(shifted))
+    assert result.exit_code == 130
+    assert "interrupted" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -150,6 +198,12 @@ def test_bad_usage_is_one_clear_line_and_exit_code_2(
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_check_passes_on_a_biased_map() -> None:
+    result = run("check", "calibrated")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("ok calibrated") == 2
 
 
 def test_check_prints_the_report_of_each_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

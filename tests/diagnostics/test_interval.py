@@ -38,6 +38,13 @@ def test_one_redraw_gives_no_interval() -> None:
     assert str(interval) == "0.250 (one redraw: no interval)"
 
 
+def test_nothing_drawn_is_a_point_and_says_so() -> None:
+    interval = Interval.fixed(0.25)
+    assert interval.low == interval.high == interval.value == 0.25
+    assert interval.redraws == 0
+    assert str(interval) == "0.250 (nothing is drawn)"
+
+
 def test_an_infinite_redraw_is_not_hidden() -> None:
     interval = Interval.over(torch.tensor([1.0, torch.inf, 2.0]))
     assert (interval.low, interval.value, interval.high) == (1.0, torch.inf, torch.inf)

@@ -7,9 +7,9 @@ from importlib import import_module
 import pytest
 import torch
 
-from bochner import linear_attention, make, measure
+from bochner import Constant, linear_attention, make, measure
 from tests.diagnostics.naive import errors
-from tests.maps import NAMES, fitted, normal, on_sphere, seeded
+from tests.maps import NAMES, RANDOM, fitted, normal, on_sphere, seeded
 
 METRICS = ("kernel", "output", "variation", "negative_entries", "nonpositive_denominators")
 
@@ -24,7 +24,7 @@ def test_equals_the_definitions(name: str, causal: bool, kernel: str) -> None:
     v = normal(2, 7, 2, seed=3)
     report = measure(phi, q, k, v, causal=causal, num_redraws=3, generator=seeded(5))
     generator, twin = seeded(5), copy.deepcopy(phi)
-    for redraw in range(3):
+    for redraw in range(3 if name in RANDOM else 1):
         twin.resample_(generator)
         for head in range(2):
             truth = errors(twin, q[head], k[head], v[head], causal=causal)
@@ -84,6 +84,37 @@ def test_averaging_the_values_is_the_baseline() -> None:
     )
     assert sharp.trivial_output_error == pytest.approx(math.sqrt(7 / 8), rel=1e-6)
     assert sharp.trivial_row_variation == pytest.approx(7 / 8, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::bochner.attention.DenominatorWarning")
+@pytest.mark.parametrize("name", ["calibrated", "constant"])
+def test_a_map_that_draws_nothing_is_measured_once_and_has_no_interval(name: str) -> None:
+    phi = Constant(3) if name == "constant" else fitted(name, dim=3, num_features=8)
+    q, k, v = (normal(2, 20, 3, seed=s, scale=0.6) for s in (1, 2, 3))
+    generator = seeded(5)
+    before = generator.get_state()
+    report = measure(phi, q, k, v, num_redraws=6, generator=generator)
+    assert torch.equal(generator.get_state(), before)
+    assert all(values.shape == (1, 2) for values in report.per_head.values())
+    for interval in (report.output_error, report.kernel_error, report.negative_entries):
+        assert interval.low == interval.value == interval.high
+        assert interval.redraws == 0
+    out = linear_attention(phi, q, k, v)
+    exact = torch.softmax(q @ k.mT, dim=-1) @ v
+    errors = (out - exact).norm(dim=(-1, -2)) / exact.norm(dim=(-1, -2))
+    torch.testing.assert_close(report.per_head["output"][0], errors)
+    assert "num_features" in str(report)
+    assert "nothing is drawn, median over heads" in str(report)
+    assert f"{report.output_error.value:.3f} (nothing is drawn)" in str(report)
+
+
+def test_what_draws_in_part_is_redrawn() -> None:
+    """A fitted part without draws beside one with draws: redrawn as a whole."""
+    phi = fitted("calibrated", dim=3, num_features=8) + fitted("positive", dim=3, num_features=8)
+    q, k = (normal(20, 3, seed=s, scale=0.6) for s in (1, 2))
+    report = measure(phi, q, k, num_redraws=3, generator=seeded(5))
+    assert report.kernel_error.redraws == 3
+    assert report.kernel_error.low < report.kernel_error.high
 
 
 def test_beats_trivial_needs_the_whole_interval() -> None:

@@ -30,7 +30,7 @@ def _anisotropic(heads: int = 2, length: int = 160, dim: int = 16) -> tuple[Tens
 
 def test_data_aware_wins_on_anisotropic_data_with_means() -> None:
     q, k, v = _anisotropic()
-    choice = recommend(q, k, v, 64, generator=seeded(0))
+    choice = recommend(q, k, v, 64, unbiased_only=True, generator=seeded(0))
     assert choice.choice == "data-aware"
     errors = {c.name: c.output_error for c in choice.candidates}
     assert errors["data-aware"] < 0.8 * errors["positive"]
@@ -152,6 +152,55 @@ def test_data_are_not_changed() -> None:
     for x, before in zip(inputs, kept, strict=True):
         assert torch.equal(x, before)
         assert x.grad is None
+
+
+BIAS = (
+    "calibrated is biased: fitted to calibration data; its error does not average out, and is not bounded"
+    " on other data."
+)
+
+
+def test_a_biased_map_is_chosen_by_its_error_and_the_bias_is_named() -> None:
+    q, k, v = _anisotropic()
+    q, k = 0.4 * q, 0.4 * k
+    names = ["data-aware", "calibrated", "positive"]
+    choice = recommend(q, k, v, 16, candidates=names, num_redraws=2, generator=seeded(0))
+    assert choice.choice == "calibrated"
+    assert choice.reasons[0].startswith("calibrated has the lowest attention output error at 16")
+    best = next(c for c in choice.candidates if c.name == "data-aware")
+    assert (
+        f"{BIAS} The best unbiased map is data-aware: {best.report.output_error}." in choice.reasons
+    )
+    assert "calibrated (biased)" in str(choice)
+    assert "data-aware (biased)" not in str(choice)
+    alone = recommend(q, k, v, 16, candidates=["calibrated"], generator=seeded(0))
+    assert BIAS in alone.reasons
+
+
+def test_unbiased_only_leaves_biased_maps_out_and_says_so() -> None:
+    q, k, v = _anisotropic(heads=1, length=60)
+    names = ["calibrated", "positive", "positive@hadamard", "data-aware"]
+    options = {"candidates": names, "num_redraws": 2, "unbiased_only": True}
+    choice = recommend(q, k, v, 16, **options, generator=seeded(0))
+    assert {c.name for c in choice.candidates} == {"positive", "data-aware"}
+    assert set(choice.skipped) == {
+        "calibrated, num_features=16",
+        "positive@hadamard, num_features=16",
+    }
+    assert "unbiased_only=True" in choice.skipped["calibrated, num_features=16"]
+    assert not any("biased" in reason for reason in choice.reasons)
+    with pytest.raises(ValueError, match="no feature map could be tried: .*biased"):
+        recommend(q, k, v, 16, candidates=["calibrated"], unbiased_only=True)
+
+
+def test_a_slight_bias_of_drawn_directions_is_called_that() -> None:
+    q, k, v = _anisotropic(heads=1, length=60)
+    names = ["positive@hadamard"]
+    choice = recommend(q, k, v, 16, candidates=names, num_redraws=2, generator=seeded(0))
+    assert (
+        "positive@hadamard is slightly biased: a small part of its error does not average out."
+        in choice.reasons
+    )
 
 
 # -- the verdict, on reports made up for the purpose -------------------------------------------------------

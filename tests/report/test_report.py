@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from bochner.diagnostics import Comparison, Data, Interval, compare
+from bochner.report.plot import draw_errors
 from bochner.report.results import comparison_dict, to_json, write_text
-from bochner.report.table import error_text, markdown_table, rich_table, rows_of
+from bochner.report.table import details_table, error_text, markdown_table, rich_table, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,37 @@ def test_averaging_stands_where_it_belongs(table: Comparison) -> None:
     last = {c.name: c.output_error for c in table.candidates if c.num_features == 16}
     assert all(last[row[0]] <= table.trivial_output_error for row in rows[:place])
     assert all(last[row[0]] >= table.trivial_output_error for row in rows[place + 1 :])
+
+
+def test_biased_maps_are_marked_in_tables_and_pictures() -> None:
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (0.5 * torch.randn(2, 40, 4, generator=g) for _ in range(3))
+    mixed = compare(
+        Data.of(q, k, v), ["positive", "calibrated"], [8], predict_queries=2, generator=g
+    )
+    cells = {row[0]: row[1] for row in rows_of(mixed)[1]}
+    assert set(cells) == {"positive", "calibrated (biased)", "(averaging the values)"}
+    assert "±" in cells["positive"]
+    assert "±" not in cells["calibrated (biased)"]
+    assert "(biased): its error does not average out" in str(rich_table(mixed, "errors").caption)
+    figure = Figure()
+    draw_errors(figure.subplots(), mixed)
+    assert "calibrated (biased)" in [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    rows = comparison_dict(mixed)["rows"]
+    assert {r["map"]: r["unbiased"] for r in rows} == {"positive": True, "calibrated": False}
+
+
+def test_where_theory_predicts_nothing_the_table_says_so(table: Comparison) -> None:
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (0.5 * torch.randn(2, 40, 4, generator=g) for _ in range(3))
+    labels = ["positive", "calibrated"]
+    asked = compare(Data.of(q, k, v), labels, [8], predict_queries=2, generator=g)
+    predicted = dict(zip(labels, details_table(asked).columns[-1].cells, strict=True))
+    assert predicted["calibrated"] == "no theory"
+    assert float(predicted["positive"].split()[0]) > 0
+    assert "no closed form" in str(details_table(asked).caption)
+    assert set(details_table(table).columns[-1].cells) == {"–"}
+    assert details_table(table).caption is None
 
 
 def test_json_is_strict_and_round_trips(table: Comparison) -> None:
@@ -68,6 +101,7 @@ def test_a_failed_write_leaves_the_old_file(
 def test_error_text() -> None:
     assert error_text(Interval(0.5, 0.4, 0.6, 4)) == "0.50 ± 0.10"
     assert error_text(Interval(0.5, 0.5, 0.5, 1)) == "0.50"
+    assert error_text(Interval.fixed(0.5)) == "0.50"
     assert error_text(Interval(41.2, 30.0, 52.0, 4)) == "41.2"
     assert error_text(None) == "–"
 

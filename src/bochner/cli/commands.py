@@ -14,7 +14,7 @@ import torch
 from rich.table import Table
 
 import bochner as library
-from bochner.cli.console import expect_answers, output, stderr, tracked
+from bochner.cli.console import Interruptible, expect_answers, output, stderr, tracked
 from bochner.cli.sources import Source, read_source
 from bochner.diagnostics import choose
 from bochner.diagnostics import compare as compare_maps
@@ -57,13 +57,18 @@ def _data_options(command):  # type: ignore[no-untyped-def]
     return command
 
 
-@click.group()
+_unbiased_option = click.option(
+    "--unbiased", "unbiased_only", is_flag=True, help="Leave biased maps (see `bochner list`) out."
+)
+
+
+@click.group(cls=Interruptible)
 @click.version_option(library.__version__, prog_name="bochner")
 def bochner() -> None:
     """Random features for softmax and Gaussian kernels, with an error you can trust.
 
     Exit codes: 0 done; 1 the answer is no (a map breaks its contract, nothing beats averaging the
-    values); 2 bad usage or input.
+    values); 2 bad usage or input; 130 interrupted.
     """
 
 
@@ -73,29 +78,40 @@ def list_maps(as_json: bool) -> None:
     """List the feature maps of the catalogue and the projections."""
     specs = library.specs()
     if as_json:
-        fields = ("summary", "reference", "needs_data", "changes_kernel", "positive", "columns")
-        click.echo(to_json({name: {f: getattr(s, f) for f in fields} for name, s in specs.items()}))
+        click.echo(to_json({name: _facts(entry) for name, entry in specs.items()}))
         return
     table = Table(title="feature maps", title_justify="left")
-    for column in ("name", "positive", "needs data", "kernel", "what it is"):
+    for column in ("name", "features", "what it is"):
         table.add_column(column, no_wrap=column == "name")
     for name, entry in specs.items():
-        table.add_row(
-            name,
-            "yes" if entry.positive else "no",
-            "fit" if entry.needs_data else "–",
-            "trained" if entry.changes_kernel else "exact",
-            entry.summary,
-        )
+        table.add_row(name, _traits(entry), entry.summary)
     output().print(table)
     output().print("projections:", ", ".join(PROJECTIONS), highlight=False)
+
+
+def _facts(entry: library.FeatureMapSpec) -> dict[str, Any]:
+    fields = ("summary", "reference", "needs_data", "changes_kernel", "positive", "unbiased")
+    return {name: getattr(entry, name) for name in (*fields, "columns", "random")}
+
+
+def _traits(entry: library.FeatureMapSpec) -> str:
+    words = {
+        "positive" if entry.positive else "signed": True,
+        "biased": not entry.unbiased,
+        "needs data": entry.needs_data,
+        "trained kernel": entry.changes_kernel,
+    }
+    return ", ".join(word for word, holds in words.items() if holds)
 
 
 @bochner.command()
 @click.argument("names", nargs=-1)
 @expect_answers
 def check(names: tuple[str, ...]) -> None:
-    """Check that feature maps keep the contract: unbiased, positive, errors as declared."""
+    """Check that feature maps keep the contract: unbiased, positive, errors as declared.
+
+    A map that is fitted and draws nothing is biased, and is held to beating the best constant instead.
+    """
     from bochner.testing import ContractError, check_feature_map
 
     chosen = [library.spec(name) for name in names] or list(library.specs().values())
@@ -122,6 +138,7 @@ def check(names: tuple[str, ...]) -> None:
     "--num-features", default="64,256", show_default=True, callback=_numbers, help="Budgets m."
 )
 @click.option("--projection", help="For every map that names none: " + ", ".join(PROJECTIONS))
+@_unbiased_option
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Write a picture.")
 @click.option(
     "--all-metrics", is_flag=True, help="Every metric of every row, and the closed-form prediction."
@@ -133,6 +150,7 @@ def compare(
     maps: str | None,
     num_features: list[int],
     projection: str | None,
+    unbiased_only: bool,
     seeds: int,
     seed: int,
     json_file: str | None,
@@ -149,6 +167,7 @@ def compare(
         num_features,
         num_redraws=seeds,
         predict_queries=2 if all_metrics else 0,
+        unbiased_only=unbiased_only,
         generator=torch.Generator().manual_seed(seed),
         progress=lambda steps, total: iter(tracked(steps, "comparing", total)),
     )
@@ -157,8 +176,7 @@ def compare(
     console.print(rich_table(table, title))
     if all_metrics:
         console.print(details_table(table))
-    for label, why in table.skipped.items():
-        stderr().print(f"[yellow]skipped[/yellow] {label}: {why}", highlight=False)
+    _say_skipped(table.skipped)
     _write(json_file, source, comparison_dict(table))
     if plot_file is not None:
         from bochner.report.plot import save_picture
@@ -171,17 +189,22 @@ def compare(
 @_data_options
 @click.option("--num-features", default=64, show_default=True, help="Budget m.")
 @click.option("--maps", help="Comma-separated names; default: all that keep the kernel.")
+@_unbiased_option
 @expect_answers
 def recommend(
     file: Path | None,
     model: str | None,
     num_features: int,
     maps: str | None,
+    unbiased_only: bool,
     seeds: int,
     seed: int,
     json_file: str | None,
 ) -> None:
-    """Recommend a feature map for the data, with reasons; exit code 1 if nothing beats averaging."""
+    """Recommend a feature map for the data, with reasons; exit code 1 if nothing beats averaging.
+
+    The lowest measured error wins, also that of a biased map; --unbiased leaves those out.
+    """
     labels = _labels(maps, None)
     source = read_source(file, model)
     table = compare_maps(
@@ -189,11 +212,13 @@ def recommend(
         labels,
         [num_features],
         num_redraws=seeds,
+        unbiased_only=unbiased_only,
         generator=torch.Generator().manual_seed(seed),
         progress=lambda steps, total: iter(tracked(steps, "measuring", total)),
     )
     result = choose(table, source.data, num_features)
     output(json_file).print(str(result), highlight=False)
+    _say_skipped(result.skipped)
     _write(json_file, source, recommendation_dict(result))
     if result.choice is None:
         raise click.exceptions.Exit(NO)
@@ -259,6 +284,11 @@ def reproduce(
     except (ExperimentError, MissingDataError) as error:
         # any other error, also a ValueError, is a bug of the experiment and keeps its traceback
         raise click.UsageError("\n".join([str(error), *getattr(error, "__notes__", [])])) from error
+
+
+def _say_skipped(skipped: dict[str, str]) -> None:
+    for label, why in skipped.items():
+        stderr().print(f"[yellow]skipped[/yellow] {label}: {why}", highlight=False)
 
 
 def _labels(maps: str | None, projection: str | None) -> list[str]:

@@ -41,6 +41,16 @@ class Candidate:
         return self.report.num_features
 
     @property
+    def unbiased(self) -> bool:
+        """Whether the map's error averages out over draws (`FeatureMap.unbiased`)."""
+        return self.feature_map.unbiased
+
+    @property
+    def label(self) -> str:
+        """The name as tables print it, biased maps marked."""
+        return self.name if self.unbiased else f"{self.name} (biased)"
+
+    @property
     def output_error(self) -> float:
         """Measured attention output error."""
         assert self.report.output_error is not None
@@ -110,11 +120,13 @@ def split_name(label: str) -> tuple[str, str | None]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Candidates in the order asked for; skipped: label -> why it could not be tried."""
+    """Candidates in the order asked for; skipped: label -> why it could not be tried; predicted: whether
+    closed forms were asked for, so that a missing one means that theory has none."""
 
     candidates: list[Candidate]
     skipped: dict[str, str]
     trivial_output_error: float
+    predicted: bool = False
 
     def at(self, num_features: int) -> list[Candidate]:
         """The candidates of one budget, lowest output error first; outputs that are not finite last."""
@@ -129,6 +141,7 @@ def compare(
     *,
     num_redraws: int = 4,
     predict_queries: int = 0,
+    unbiased_only: bool = False,
     generator: torch.Generator | None = None,
     progress: Callable[[Iterator[tuple[str, int]], int], Iterator[tuple[str, int]]] | None = None,
 ) -> Comparison:
@@ -139,9 +152,11 @@ def compare(
 
     Arguments:  labels: names, with "@projection" to override a map's own; budgets: num_features;
                 predict_queries: queries for the closed-form prediction of each row, 0 for none;
+                unbiased_only: skip maps whose error is, or contains, a bias;
                 progress: wraps the iterator of (label, budget), given its length.
     Raises:     UnknownNameError before any work; ValueError if nothing could be tried.
-    Cost:       len(labels) len(budgets) num_redraws attentions of n x n'.
+    Cost:       len(labels) len(budgets) num_redraws attentions of n x n'; one attention, not
+                num_redraws, of maps that draw nothing.
     Example:
         >>> g = torch.Generator().manual_seed(0)
         >>> q, k, v = (0.5 * torch.randn(2, 64, 8, generator=g) for _ in range(3))
@@ -168,6 +183,9 @@ def compare(
                 batch_shape=data.batch_shape,
                 generator=generator,
             )
+            if unbiased_only and not made.unbiased:
+                skipped[f"{label}, num_features={budget}"] = "it is biased, and unbiased_only=True."
+                continue
             fitted = made.fit(*data.calibration) if isinstance(made, UnfittedMap) else made
         except ValueError as error:
             skipped[f"{label}, num_features={budget}"] = str(error)
@@ -183,7 +201,7 @@ def compare(
         raise ValueError(f"no feature map could be tried: {skipped}")
     trivial = tried[0].report.trivial_output_error
     assert trivial is not None
-    return Comparison(tried, skipped, trivial)
+    return Comparison(tried, skipped, trivial, predicted=predict_queries > 0)
 
 
 def _within(budget: int, name: str, projection: str | None) -> int:

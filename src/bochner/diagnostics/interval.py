@@ -28,8 +28,9 @@ def median(values: Tensor) -> Tensor:
 class Interval:
     """Mean over independent redraws, with a Student-t confidence interval for it.
 
-    One redraw gives no interval: low = high = value and redraws = 1 says so. An infinite redraw makes
-    value and high infinite; low is then the smallest redraw.
+    One redraw gives no interval: low = high = value and redraws = 1 says so. redraws = 0: nothing is
+    drawn, and the value is the same every time (on these data: an interval never speaks of others).
+    An infinite redraw makes value and high infinite; low is then the smallest redraw.
 
     Example:
         >>> import torch
@@ -56,7 +57,19 @@ class Interval:
         half = float(scipy.stats.t.ppf(0.5 + level / 2, count - 1)) * stderr
         return cls(mean, mean - half, mean + half, count, level)
 
+    @classmethod
+    def fixed(cls, value: float) -> Interval:
+        """Of a map that draws nothing: a point.
+
+        Example:
+            >>> print(Interval.fixed(0.19))
+            0.190 (nothing is drawn)
+        """
+        return cls(value, value, value, 0)
+
     def __str__(self) -> str:
+        if self.redraws < 1:
+            return f"{self.value:.3f} (nothing is drawn)"
         if self.redraws < 2:
             return f"{self.value:.3f} (one redraw: no interval)"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"

@@ -44,7 +44,8 @@ class ErrorReport:
     nonpositive_denominators:   share of rows whose denominator is <= 0.
     trivial_output_error:       output error of averaging the values: what a map has to beat.
     trivial_row_variation:      total variation of uniform attention.
-    per_head:                   metric -> [redraws, *heads], the raw figures.
+    per_head:                   metric -> [redraws, *heads], the raw figures; [1, *heads] of a map that
+                                draws nothing, whose intervals are points with redraws = 0.
     """
 
     num_features: int
@@ -65,9 +66,10 @@ class ErrorReport:
         return self.output_error.high < self.trivial_output_error
 
     def __str__(self) -> str:
+        redraws, level = self.kernel_error.redraws, self.kernel_error.level
+        draws = f"{redraws} redraws ({level:.0%} intervals)" if redraws else "nothing is drawn"
         lines = [
-            f"num_features {self.num_features}, {self.kernel_error.redraws} redraws"
-            f" ({self.kernel_error.level:.0%} intervals), median over heads",
+            f"num_features {self.num_features}, {draws}, median over heads",
             f"  kernel relative error     {self.kernel_error}",
         ]
         if self.output_error is not None:
@@ -98,7 +100,8 @@ def measure(
     Shapes:     q [*heads, n, d], k [*heads, n', d], v [*heads, n', dv]; a map with batch_shape wants
                 matching heads.
     Arguments:  exact: measure the map with this window of exact pairs, as in `linear_attention`;
-                num_redraws: independent redraws of all directions (what is fitted stays);
+                num_redraws: independent redraws of all directions (what is fitted stays); a map
+                that draws nothing (`calibrated`) is measured once, as it is.
                 generator: their source, a fresh one unless given. `feature_map` is not changed.
     Returns:    ErrorReport; the reference is exact attention under feature_map.kernel, in float32
                 (float64 for float64 input).
@@ -123,15 +126,21 @@ def measure(
         None if v is None else v.detach().to(dtype),
     )
     with torch.no_grad(), torch.autocast(device_type=q.device.type, enabled=False):
-        maps = [copy.deepcopy(feature_map).resample_(generator) for _ in range(num_redraws)]
+        if fixed := not (feature_map.draws() or feature_map.num_projections):
+            maps = [feature_map]
+        else:
+            maps = [copy.deepcopy(feature_map).resample_(generator) for _ in range(num_redraws)]
         pairs = None if exact is None else WindowPairs.of(exact, feature_map, q, k, causal=causal)
         per_head, trivial = _accumulate(maps, q, k, v, pairs, causal=causal)
 
+    def over(values: Tensor) -> Interval:
+        return Interval.fixed(float(values)) if fixed else Interval.over(values)
+
     def typical(name: str) -> Interval:
-        return Interval.over(median(per_head[name].reshape(num_redraws, -1)))
+        return over(median(per_head[name].reshape(len(maps), -1)))
 
     def mean(name: str) -> Interval:
-        return Interval.over(per_head[name].reshape(num_redraws, -1).mean(dim=1))
+        return over(per_head[name].reshape(len(maps), -1).mean(dim=1))
 
     return ErrorReport(
         num_features=feature_map.num_features,

@@ -59,8 +59,9 @@ def predict(
 
     Shapes:     q [*heads, n, d], k [*heads, n', d], v [*heads, n', dv].
     Arguments:  num_queries: how many queries are looked at.
-    Returns:    Prediction, or None where the map has no closed form. Directions are taken as
-                independent (a coupling lowers the error a little).
+    Returns:    Prediction, or None where theory has no closed form: biased maps that draw nothing
+                (`calibrated`) and mixtures (`data-aware-mixture`); `measure` them. Directions are
+                taken as independent (a coupling lowers the error a little).
     Error:      first order in the relative variance of the denominators; check `reliable`. For
                 positive maps it overestimates beyond that (outputs stay among the values).
     Cost:       O(num_queries n'^2 (d + dv)) time, O(n'^2) memory per head.

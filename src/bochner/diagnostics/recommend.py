@@ -32,9 +32,9 @@ class Recommendation:
     reasons: list[str]
 
     def __str__(self) -> str:
-        width = max(len(c.name) for c in self.candidates)
+        width = max(len(c.label) for c in self.candidates)
         rows = [
-            f"  {c.name:<{width}}  {c.report.output_error}"
+            f"  {c.label:<{width}}  {c.report.output_error}"
             + (f" [{c.columns}]" if c.columns < c.num_features else "")
             for c in self.candidates
         ]
@@ -51,6 +51,7 @@ def recommend(
     calibration: tuple[Tensor, Tensor] | None = None,
     candidates: list[str] | None = None,
     num_redraws: int = 4,
+    unbiased_only: bool = False,
     generator: torch.Generator | None = None,
 ) -> Recommendation:
     """Fit and measure every map of the catalogue on this data; choose the best; say why.
@@ -60,10 +61,11 @@ def recommend(
                 dimensions ending in *heads. Without it, even positions calibrate and odd ones
                 evaluate, so that no map is measured on what it was fitted to. candidates: names,
                 "name@projection" to override a projection; all maps that keep the kernel unless
-                given.
+                given. unbiased_only: leave biased maps out. A biased map (`calibrated`) is chosen by
+                its measured error like any other, and the reasons say what kind of error it has.
     Returns:    Recommendation; `choice` is None if nothing beats averaging the values.
     Raises:     ValueError for shapes, NaN, fewer than 4 positions; UnknownNameError for names.
-    Cost:       the maps tried times num_redraws exact attentions.
+    Cost:       the maps tried times num_redraws exact attentions, and the fits.
     Example:
         >>> g = torch.Generator().manual_seed(0)
         >>> q, k, v = (0.5 * torch.randn(2, 64, 8, generator=g) for _ in range(3))
@@ -74,7 +76,14 @@ def recommend(
     """
     data = Data.of(q, k, v, calibration)
     labels = all_names() if candidates is None else candidates
-    table = compare(data, labels, [num_features], num_redraws=num_redraws, generator=generator)
+    table = compare(
+        data,
+        labels,
+        [num_features],
+        num_redraws=num_redraws,
+        unbiased_only=unbiased_only,
+        generator=generator,
+    )
     return choose(table, data, num_features)
 
 
@@ -142,6 +151,7 @@ def _reasons(
                 f"{second.name} ({second.output_error:.3f}) is within the intervals: the order of"
                 " the two is not certain."
             )
+    reasons += _bias(tried, chosen or best)
     losers = [c.name for c in tried if not c.output_error < trivial]  # NaN too
     if losers and chosen is not None:
         reasons.append("No better than averaging the values: " + ", ".join(losers) + ".")
@@ -153,3 +163,23 @@ def _reasons(
         if share > 0
     ]
     return reasons
+
+
+def _bias(tried: list[Candidate], named: Candidate) -> list[str]:
+    """What kind of error a biased map has, and the best map without it."""
+    if named.unbiased:
+        return []
+    if named.report.kernel_error.redraws == 0:
+        kind = (
+            "is biased: fitted to calibration data; its error does not average out, and is not"
+            " bounded on other data"
+        )
+    else:
+        kind = "is slightly biased: a small part of its error does not average out"
+    unbiased = next((c for c in tried if c.unbiased), None)
+    if unbiased is None:
+        return [f"{named.name} {kind}."]
+    return [
+        f"{named.name} {kind}. The best unbiased map is {unbiased.name}:"
+        f" {unbiased.report.output_error}."
+    ]

@@ -24,6 +24,7 @@ def draw_errors(axes: Axes, table: Comparison) -> None:
         key=lambda name: last.get(name, float("inf")),
         reverse=True,
     )
+    shown = {c.name: c.label for c in table.candidates}
     outside = []
     markers = "osD^vP*XhdHp<>8"
     for index, label in enumerate(labels):
@@ -31,7 +32,7 @@ def draw_errors(axes: Axes, table: Comparison) -> None:
             (c for c in table.candidates if c.name == label), key=lambda c: c.num_features
         )
         if min(c.output_error for c in rows) > ceiling:
-            outside.append(f"{label} ({min(c.output_error for c in rows):.3g})")
+            outside.append(f"{shown[label]} ({min(c.output_error for c in rows):.3g})")
             continue
         intervals = [c.report.output_error for c in rows]
         values = [i.value for i in intervals if i is not None]
@@ -47,7 +48,7 @@ def draw_errors(axes: Axes, table: Comparison) -> None:
             linewidth=1.4,
             color=f"C{index % 10}",
             linestyle="-" if index < 10 else "--",
-            label=label,
+            label=shown[label],
         )
     axes.axhline(
         table.trivial_output_error, color="black", linestyle=":", label="averaging the values"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def error_text(interval: Interval | None) -> str:
-    """0.53 ± 0.01: mean and half-width of its interval; plain where it exceeds 10."""
+    """0.53 ± 0.01: mean and half-width of its interval; plain where it exceeds 10, or nothing is drawn."""
     if interval is None:
         return "–"
     half = interval.high - interval.value
@@ -43,14 +43,16 @@ def _cell(candidate: Candidate | None) -> str:
 def rows_of(table: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and rows: map, then attention output error at each budget, best last column first.
 
-    [60] behind an error: the map cannot use the whole budget and uses 60 columns.
+    [60] behind an error: the map cannot use the whole budget and uses 60 columns. (biased) behind a
+    name: `FeatureMap.unbiased` is False.
     """
     labels, budgets, cells = _grid(table)
+    shown = {c.name: c.label for c in table.candidates}
     header = ["feature map", *(f"m = {m}" for m in budgets)]
     rows = []
     for label in labels:
         found = [cells.get((label, m)) for m in budgets]
-        rows.append([label, *(_cell(c) for c in found)])
+        rows.append([shown[label], *(_cell(c) for c in found)])
     trivial = f"{table.trivial_output_error:.2f}"
     place = next(
         (
@@ -80,8 +82,12 @@ def rich_grid(title: str, header: list[str], rows: list[list[str]]) -> Table:
 def rich_table(table: Comparison, title: str) -> Table:
     """Attention output error by map and budget, for the terminal."""
     grid = rich_grid(title, *rows_of(table))
+    notes = []
     if any(c.columns < c.num_features for c in table.candidates):
-        grid.caption = "\\[n]: uses n columns, the most within the budget that the map can use"
+        notes.append("\\[n]: uses n columns, the most within the budget that the map can use")
+    if not all(c.unbiased for c in table.candidates):
+        notes.append("(biased): its error does not average out over draws, if it draws at all")
+    grid.caption = "\n".join(notes) or None
     return grid
 
 
@@ -96,9 +102,10 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def details_table(table: Comparison) -> Table:
-    """Every metric of every row, for the terminal."""
+    """Every metric of every row, for the terminal; says where theory has no prediction."""
     from rich.table import Table
 
+    missing = "no theory" if table.predicted else "–"
     result = Table(
         title="all metrics (medians over heads, mean over redraws)", title_justify="left"
     )
@@ -107,12 +114,12 @@ def details_table(table: Comparison) -> Table:
     for name in ("columns", "directions", *names, "predicted"):
         result.add_column(name, justify="right")
     for c in table.candidates:
-        predicted = "–"
+        predicted = missing
         if c.prediction is not None:
             mark = "" if c.prediction.reliable else " (overestimate)"
             predicted = f"{c.prediction.output_error:.2g}{mark}"
         result.add_row(
-            c.name,
+            c.label,
             str(c.columns),
             str(c.feature_map.num_projections),
             error_text(c.report.output_error),
@@ -122,4 +129,6 @@ def details_table(table: Comparison) -> Table:
             f"{c.report.nonpositive_denominators.value:.1%}",
             predicted,
         )
+    if table.predicted and any(c.prediction is None for c in table.candidates):
+        result.caption = "no theory: the variance of this map has no closed form; measure it"
     return result

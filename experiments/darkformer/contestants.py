@@ -89,7 +89,9 @@ class Conversion:
         else:
             linearize(model, self.name, self.columns, **how, generator=generator)
         if needs_data(self.name) or self.exact_heads:
-            calibrate(model, batches, exact_heads=self.exact_heads, generator=generator)
+            calibrate(
+                model, batches, exact_heads=self.exact_heads, theory=False, generator=generator
+            )
 
 
 def head_dim(config: Any) -> int:

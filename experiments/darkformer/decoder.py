@@ -33,7 +33,7 @@ from experiments.darkformer.next_token import band, token_losses
 from experiments.darkformer.texts import FIT, HELD_OUT, smollm2_windows, source
 
 COLUMNS = (64,)
-MORE_COLUMNS = (32, 128, 256)
+MORE_COLUMNS = (32, 256)
 BEST = ("data-aware",)
 MIXED = 1 / 3  # share of heads that stay exact: those with the largest error
 WINDOW, SINKS = 32, 8

@@ -17,10 +17,10 @@ from torch import Tensor
 _RESCUE_ELEMENTS = 1 << 22  # logarithms summed at once in the rescue below: 16 MB in float32
 
 
-def fits(small: Tensor, large: Tensor) -> bool:
-    """Whether small broadcasts to the shape of large (torch.broadcast_shapes costs ten times as much)."""
-    pairs = zip(reversed(small.shape), reversed(large.shape), strict=False)
-    return small.ndim <= large.ndim and all(s in (1, size) for s, size in pairs)
+def fits(small: torch.Size, large: torch.Size) -> bool:
+    """Whether small broadcasts to large as it is (torch.broadcast_shapes costs ten times as much)."""
+    pairs = zip(reversed(small), reversed(large), strict=False)
+    return len(small) <= len(large) and all(s in (1, size) for s, size in pairs)
 
 
 class SignedLog(NamedTuple):
@@ -81,7 +81,7 @@ class Features:
 
     @classmethod
     def from_own_logs(cls, log_features: Tensor, log_scale: Tensor) -> Features:
-        """As `from_scaled_logs`, for logarithms that nobody else holds: `used_up` may write over them."""
+        """As `from_scaled_logs`, for logarithms that nobody else holds: `used_up_plus` writes over them."""
         features = cls.from_scaled_logs(log_features, log_scale)
         features._own = True
         return features
@@ -119,7 +119,11 @@ class Features:
         """The first of `log_parts` plus `shift` [*b, 1, m], written over logarithms that belong to these
         features: the last use of them."""
         logs, _ = self.log_parts()
-        return logs.add_(shift) if self._may_write() and fits(shift, logs) else logs + shift
+        return (
+            logs.add_(shift)
+            if self._may_write() and fits(shift.shape, logs.shape)
+            else logs + shift
+        )
 
     def log_features(self) -> Tensor:
         """log phi(x) itself, [*b, n, m], of positive features; cheaper than both its parts."""
@@ -127,30 +131,13 @@ class Features:
             raise ValueError("signed features have no logarithms; use values and log_scale.")
         return self._logs + self._log_scale
 
-    def used_up(self) -> Tensor:
-        """`log_features`, written over logarithms that belong to these features: the last use of them.
-
-        A new tensor under autograd, while compiling, and of features not made by `from_own_logs`.
-        """
-        if self._logs is None or not self._may_write():
-            return self.log_features()
-        return self._logs.add_(self._log_scale)
-
-    def used_up_in_parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(log_features, values, log_scale); values are written over logarithms as in `used_up`."""
-        if self._logs is None or not self._may_write():
-            return self.log_features(), self.values, self.log_scale
-        logs, shift = self.log_features(), self._logs.amax(dim=-1, keepdim=True)
-        shift = shift.masked_fill_(shift == -math.inf, 0.0)
-        return logs, self._logs.sub_(shift).exp_(), self._log_scale + shift
-
     def _may_write(self) -> bool:
         """Whether log_features may be written over the logarithms."""
         assert self._logs is not None
         recorded = self._logs.requires_grad or self._log_scale.requires_grad
         if not self._own or recorded or torch.compiler.is_compiling():
             return False
-        return fits(self._log_scale, self._logs)
+        return fits(self._log_scale.shape, self._logs.shape)
 
     @property
     def values(self) -> Tensor:

@@ -112,9 +112,10 @@ class LandmarkFeatures(FeatureMap):
         return self
 
     def _features(self, x: Tensor, points: Tensor, offsets: Tensor, matrix: Tensor) -> Features:
-        logs = x @ points.to(x.dtype).transpose(-1, -2) + offsets.to(x.dtype).unsqueeze(-2)
+        logs = x @ points.to(x.dtype).transpose(-1, -2)
+        logs.add_(offsets.to(x.dtype).unsqueeze(-2))  # a product's derivative needs no result
         scale = logs.detach().amax(dim=-1, keepdim=True)
-        values = torch.exp(logs - scale) @ matrix.to(x.dtype)
+        values = logs.sub_(scale).exp_() @ matrix.to(x.dtype)
         factor = self.kernel.log_point_factor(x)
         return Features(values, scale if factor is None else scale + factor)
 

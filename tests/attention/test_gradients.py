@@ -18,7 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::bochner.attention.DenominatorWa
 def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five tokens already cross two block boundaries, in both forms."""
     monkeypatch.setattr("bochner.attention.state.CAUSAL_BLOCK", 2)
-    monkeypatch.setattr("bochner.attention.linear.BLOCK", 2)
+    monkeypatch.setattr("bochner.attention.bidirectional.BLOCK", 2)
+    monkeypatch.setattr("bochner.attention.bidirectional.CAUSAL_BLOCK", 1)
 
 
 @pytest.mark.parametrize("causal", [False, True])

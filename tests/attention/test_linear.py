@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bochner import linear_attention, predict
-from bochner.attention.linear import BLOCK
+from bochner.attention.bidirectional import BLOCK
 from bochner.attention.state import CAUSAL_BLOCK
 from tests.attention.dense import dense
 from tests.maps import NAMES, fitted, normal

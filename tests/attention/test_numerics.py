@@ -9,6 +9,8 @@ from torch.utils._pytree import tree_leaves
 
 from bochner import AttentionState, describe, linear_attention, make, measure, predict, step
 from bochner.features import log_inner
+from bochner.landmarks import LandmarkFeatures, LandmarkSide
+from bochner.request import Request
 from tests.attention.dense import dense
 from tests.maps import FITTED, NAMES, budget, fitted, normal, on_sphere, seeded
 
@@ -211,3 +213,22 @@ def test_the_rescue_loses_no_pair() -> None:
     some = log_inner(queries, keys, where=where).log_abs
     assert torch.equal(some[where], log_inner(queries, keys).log_abs[where])
     assert torch.isneginf(some[~where]).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_signed_products_that_no_float32_holds_count(causal: bool) -> None:
+    # values (1, e^-60, e^-120) . (e^-120, e^-60, 1): three terms of e^-120, and a kernel of 3
+    points, matrix = torch.tensor([[1.0], [0.0], [-1.0]]), torch.eye(3)
+    side = LandmarkSide(points, torch.zeros(3), matrix)
+    phi = LandmarkFeatures(Request(dim=1, num_features=3), side, side)
+    q, k = torch.tensor([[60.0], [0.5]]), torch.tensor([[-60.0], [-59.5]])
+    v = torch.tensor([[2.0], [3.0]])
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    out = linear_attention(phi, q, k, v, causal=causal)
+    truth = dense(phi, q, k, v, causal=causal)
+    torch.testing.assert_close(out.double(), truth, rtol=1e-4, atol=0.0)
+    weights = torch.tensor([[1.0], [2.0]])
+    found = torch.autograd.grad((out * weights).sum(), leaves)
+    known = torch.autograd.grad((truth * weights).sum(), leaves)
+    for ours, theirs in zip(found, known, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)

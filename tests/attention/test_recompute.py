@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from bochner import AttentionState, linear_attention, step
-from bochner.attention import recompute
+from bochner.attention import bidirectional, recompute
 from bochner.feature_map import FeatureMap
 from tests.maps import fitted, normal
 
@@ -13,6 +13,12 @@ from tests.maps import fitted, normal
 def streamed(phi: FeatureMap, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Through a state, whose gradients are recorded block by block."""
     return step(AttentionState(phi), q, k, v)[0]
+
+
+def keep_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autograd records every block, and nothing is computed again."""
+    monkeypatch.setattr(recompute, "checkpoint", lambda function, *a, **_: function(*a))
+    monkeypatch.setattr(bidirectional, "recomputes", lambda *_: False)
 
 
 @pytest.mark.parametrize("attend", [linear_attention, streamed])
@@ -27,7 +33,7 @@ def test_gradients_are_those_of_what_is_kept(name: str, attend, monkeypatch) -> 
         return torch.autograd.grad(out.square().sum(), leaves)
 
     again = gradients()
-    monkeypatch.setattr(recompute, "checkpoint", lambda function, *a, **_: function(*a))
+    keep_everything(monkeypatch)
     for found, truth in zip(again, gradients(), strict=True):
         torch.testing.assert_close(found, truth, rtol=1e-9, atol=1e-11)
 
@@ -54,5 +60,5 @@ def test_what_training_keeps_does_not_grow_with_the_features(attend, monkeypatch
 
     one_feature_matrix = length * m * 4
     assert saved() < one_feature_matrix
-    monkeypatch.setattr(recompute, "checkpoint", lambda function, *a, **_: function(*a))
+    keep_everything(monkeypatch)
     assert saved() > 3 * one_feature_matrix

@@ -12,6 +12,8 @@ from bochner import linear_attention
 from bochner.attention import DenominatorWarning, ExactWindow
 from bochner.attention.recompute import recomputes
 from bochner.feature_map import FeatureMap
+from bochner.landmarks import LandmarkFeatures, LandmarkSide
+from bochner.request import Request
 from tests.attention.dense import visible_pairs
 from tests.attention.dense_window import dense_window, exact_pairs, sink_columns
 from tests.maps import fitted, normal, on_sphere
@@ -326,3 +328,16 @@ def test_a_band_needs_one_query_per_key() -> None:
         linear_attention(phi, q, k, v, exact=ExactWindow(4, 2))
     with pytest.raises(TypeError, match="exact must be a bochner.attention.ExactWindow, got int"):
         linear_attention(phi, q, k, v, exact=32)
+
+
+def test_what_underflows_beside_a_key_of_the_band_counts_where_that_is_smaller_still() -> None:
+    # phi(x).phi(y) = exp(y): key 5 is e^200 to all others' 1, but exp(x.y) = e^-400 to its own row
+    zero, one = torch.zeros(1), torch.ones(1, 1)
+    sides = LandmarkSide(zero.unsqueeze(0), zero, one), LandmarkSide(one, zero, one)
+    phi = LandmarkFeatures(Request(dim=1, num_features=1), *sides)
+    q, k, v = torch.full((80, 1), -2.0), torch.zeros(80, 1), torch.arange(80.0).unsqueeze(-1)
+    k[5] = 200.0
+    out = linear_attention(phi, q, k, v, exact=ExactWindow(1, sinks=0))
+    truth = torch.full((80, 1), 5.0)
+    truth[5] = (v.sum() - 5.0) / 79
+    torch.testing.assert_close(out, truth, rtol=1e-6, atol=0)

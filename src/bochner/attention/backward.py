@@ -104,6 +104,8 @@ class Gradients:
     def add(self, outputs: list[tuple[Tensor, Tensor]], leaves: Points, rows: slice) -> None:
         """Add what comes from the derivatives to some outputs of these leaves."""
         outputs = [(x, g) for x, g in outputs if x.requires_grad]
+        if not outputs:
+            return
         inputs = [x for x in (*leaves, *self._wanted) if x is not None and x.requires_grad]
         found = iter(
             torch.autograd.grad(
@@ -196,14 +198,15 @@ class _Causal(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _save(ctx, inputs, output)
+        save(ctx, inputs, output)
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        return _derivatives(ctx, d_out, _causal_gradients, _causal_again)
+        return derivatives(ctx, d_out, _causal_gradients, _causal_again)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """The context of both forms: inputs after the map and the heads, the output, and what is kept."""
     ctx.feature_map, ctx.heads, *tensors = inputs
     out, *kept = output
     ctx.mark_non_differentiable(*kept)
@@ -212,7 +215,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(*tensors, out, *kept)
 
 
-def _derivatives(
+def derivatives(
     ctx: Any, d_out: Tensor | None, once: Callable[..., None], again: Callable[..., Tensor]
 ) -> tuple[Tensor | None, ...]:
     """None for the map and the heads, then those of all tensors; recorded by autograd if that is asked

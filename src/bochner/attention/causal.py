@@ -51,6 +51,10 @@ class Block(NamedTuple):
     v: Tensor
     log_weight: Tensor | None
 
+    def to(self, dtype: torch.dtype) -> Block:
+        """In another dtype."""
+        return Block(*(None if x is None else x.to(dtype) for x in self))  # type: ignore[arg-type]
+
     @property
     def group(self) -> int:
         """Query rows per key."""
@@ -98,7 +102,7 @@ def key_weights(keys: Features, reference: Tensor) -> Tensor:
         return keys.values * torch.exp(keys.log_scale - reference)
     total = keys.used_up_plus(-reference)
     scale = keys.log_parts()[1]
-    return (total.add_(scale) if fits(scale, total) else total + scale).exp_()
+    return (total.add_(scale) if fits(scale.shape, total.shape) else total + scale).exp_()
 
 
 def reference_of(state: AttentionState, keys: Features) -> Tensor | None:
@@ -234,14 +238,34 @@ def solve(state: AttentionState, block: Block, feature_map: FeatureMap) -> Solve
     denominator = sums[..., -1:]
     rows = normalised(sums[..., :-1], denominator, feature_map)
     limit = torch.finfo(values.dtype).max ** 0.75
+    vanished = None if feature_map.positive else vanished_rows(state, block, denominator)
     if float(weights.largest.amax()) <= limit:
-        return Solved(rows, next_state(state, weights, after), denominator, weights.reference)
+        after_all = next_state(state, weights, after)
+        if vanished is None:
+            return Solved(rows, after_all, denominator, weights.reference)
+        by_logs, _ = block_by_logs(state, block, feature_map)
+        return Solved(torch.where(vanished, by_logs, rows), after_all)
     keys = block.keys(feature_map)
     logs = keys.log_features() if keys.positive else keys.log_scale
     too_large = (logs - weights.reference).amax(dim=-1, keepdim=True) > math.log(limit)
     lost = torch.cat([too_large.cumsum(dim=-2) > 0] * block.group, dim=-2)
+    lost = lost if vanished is None else lost | vanished
     by_logs, state = block_by_logs(state, block, feature_map)
     return Solved(torch.where(lost, by_logs, rows), state)
+
+
+def vanished_rows(state: AttentionState, block: Block, denominator: Tensor) -> Tensor | None:
+    """Rows [*b, rows, 1] that see a key and whose denominator is so small that terms of it were lost, or
+    are in its derivatives; None if there are none. Signed maps only: that of positive ones is at least 1."""
+    small = denominator.abs() <= torch.finfo(denominator.dtype).tiny * 1e8
+    if not bool(small.any()):
+        return None
+    if block.log_weight is not None:  # rows before the first visible key are 0, and rightly so
+        seen = (block.log_weight > -math.inf).cumsum(dim=-2) > 0
+        if state.reference is not None:
+            seen = seen | torch.isfinite(state.reference).any(dim=-1, keepdim=True)
+        small = small & torch.cat([seen] * block.group, dim=-2)
+    return small if bool(small.any()) else None
 
 
 def block_by_logs(
@@ -249,8 +273,21 @@ def block_by_logs(
 ) -> tuple[Tensor, AttentionState]:
     """The rows and state of `solve` from the logarithms of all scores: never overflows, never loses a pair.
 
-    Also what autograd records and what is compiled.
+    Also what autograd records and what is compiled. Signed features have no logarithms: float64 holds
+    products, and derivatives of their logarithms, that float32 does not.
     """
+    dtype = compute_dtype(block.k)
+    if not feature_map.positive and dtype == torch.float32 and not torch.compiler.is_compiling():
+        rows, after = _from_logs(state, block.to(torch.float64), feature_map)
+        assert after.reference is not None
+        after = with_sums(after, after.reference.to(dtype), sums_of(after, dtype))
+        return rows.to(dtype), after
+    return _from_logs(state, block, feature_map)
+
+
+def _from_logs(
+    state: AttentionState, block: Block, feature_map: FeatureMap
+) -> tuple[Tensor, AttentionState]:
     queries, keys = feature_map.query(block.q), block.keys(feature_map)
     values = block.v.to(compute_dtype(block.k))
     length = values.shape[-2]

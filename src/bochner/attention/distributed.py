@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bochner.attention.bidirectional import looked_up, summary
 from bochner.attention.inputs import AttentionInputs, attention_inputs
-from bochner.attention.linear import looked_up, summary
 from bochner.attention.state import AttentionState, finite, sums_of, with_sums
 from bochner.attention.streaming import advance
 from bochner.feature_map import FeatureMap, compute_dtype

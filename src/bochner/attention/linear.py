@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from bochner.attention.backward import causal_rows
-from bochner.attention.causal import log_weights
-from bochner.attention.inputs import (
-    AttentionInputs,
-    Mask,
-    attention_inputs,
-    check_some_key_visible,
-)
-from bochner.attention.recompute import recomputes, run
-from bochner.attention.state import (
-    CAUSAL_BLOCK,
-    AttentionState,
-    Rows,
-    absorb,
-    normalised,
-    read,
-)
+from bochner.attention.bidirectional import bidirectional
+from bochner.attention.inputs import Mask, attention_inputs, check_some_key_visible
 from bochner.attention.window import ExactWindow, windowed
-from bochner.feature_map import FeatureMap, compute_dtype
+from bochner.feature_map import FeatureMap
 
-BLOCK = 256
-"""Tokens whose features exist at one time in the bidirectional form."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def linear_attention(
@@ -80,45 +65,3 @@ def linear_attention(
     if causal:
         return causal_rows(feature_map, inputs)
     return bidirectional(feature_map, inputs)
-
-
-def bidirectional(feature_map: FeatureMap, inputs: AttentionInputs) -> Tensor:
-    """`linear_attention` on checked inputs: all keys into a state, then all queries out of it."""
-    return looked_up(summary(feature_map, inputs), inputs)
-
-
-def summary(feature_map: FeatureMap, inputs: AttentionInputs) -> AttentionState:
-    """The state after all keys of checked inputs."""
-    k, v, heads, weights = inputs.k, inputs.v, inputs.heads, log_weights(inputs)
-
-    def keep(state: AttentionState, k: Tensor, v: Tensor, weight: Tensor | None) -> AttentionState:
-        keys = feature_map.key(heads.keys(k))
-        keys = keys if weight is None else keys.scaled(weight)
-        return absorb(state, keys, heads.keys(v).to(compute_dtype(k)))
-
-    state = AttentionState(feature_map)
-    again = recomputes(feature_map, (k, v, weights), -(-k.shape[-2] // CAUSAL_BLOCK))
-    with torch.autocast(device_type=k.device.type, enabled=False):
-        for start in range(0, k.shape[-2], BLOCK):
-            rows = slice(start, start + BLOCK)
-            weight = None if weights is None else weights[..., rows, :]
-            state = run(keep, state, k[..., rows, :], v[..., rows, :], weight, again=again)
-    return state
-
-
-def looked_up(state: AttentionState, inputs: AttentionInputs) -> Tensor:
-    """What the queries of checked inputs find in a state."""
-    q, heads, feature_map = inputs.q, inputs.heads, state.feature_map
-
-    def look_up(state: AttentionState, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return read(state, feature_map.query(heads.queries(q)))
-
-    outputs = Rows(q, inputs.v)
-    held = (q, state.numerator, state.denominator)
-    again = recomputes(feature_map, held, -(-q.shape[-2] // CAUSAL_BLOCK))
-    with torch.autocast(device_type=q.device.type, enabled=False):
-        for start in range(0, q.shape[-2], BLOCK):
-            queries = q[..., start : start + BLOCK, :]
-            numerator, denominator, _ = run(look_up, state, queries, again=again)
-            outputs.append(heads.outputs(normalised(numerator, denominator, feature_map)))
-    return outputs.whole()

@@ -231,12 +231,12 @@ def normalised(numerator: Tensor, denominator: Tensor, feature_map: FeatureMap) 
                 " cannot normalise here; measure() reports how wrong the output is. Positive maps"
                 " (positive, hyperbolic, gerf, sderf, data-aware) cannot do this.",
                 DenominatorWarning,
-                stacklevel=_callers_level(),
+                stacklevel=callers_level(),
             )
     return numerator / torch.where(empty, 1.0, denominator)
 
 
-def _callers_level() -> int:
+def callers_level() -> int:
     """The stacklevel at which a warning points at the code that called this library."""
     frame, level = inspect.currentframe(), 0
     while frame is not None and _INSIDE.match(frame.f_globals.get("__name__", "")):

@@ -41,8 +41,8 @@ class ExactWindow:
     Error:      the kernel estimate stays unbiased where the map's is; the error of exact pairs is 0.
                 `bochner.algebra.Constant` (averaging) estimates exp(q.k) by 1: outside the window
                 every key then weighs exp(0), and inside exp(q.k).
-    Cost:       O(n (m + w + s + 128)(d + dv)) time. Bidirectional with w > 0 keeps one feature state
-                for every 128 rows, about m / 128 times the size of v.
+    Cost:       O(n (m + w + s + 128)(d + dv)) time. Bidirectional with w > 0 keeps the features of all
+                keys, m numbers a key, and one state for every 256 rows.
     Raises:     ValueError for a negative or fractional window or sinks, and for a denominator_floor
                 that is not finite or not above -1.
     Reference:  the local band as in Arora et al., 2024 (Based) and Zhang et al., 2024 (LoLCATs); first

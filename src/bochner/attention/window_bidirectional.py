@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bochner.attention.inputs import AttentionInputs
-from bochner.attention.recompute import recomputes, run
+from bochner.attention.recompute import recomputes, records, run
 from bochner.attention.state import (
     AttentionState,
     Rows,
@@ -31,6 +31,7 @@ from bochner.attention.state import (
     sums_of,
     with_sums,
 )
+from bochner.attention.window_blocks import found_by_weights, lost_rows
 from bochner.attention.window_keys import Keys
 from bochner.attention.window_partials import (
     Guarded,
@@ -54,8 +55,35 @@ BLOCK = 128
 
 def attend_all(feature_map: FeatureMap, exact: ExactWindow, inputs: AttentionInputs) -> Tensor:
     """Every row sees every visible key: checked inputs -> out [*b, n, dv]."""
+    heavy = heavy_keys(feature_map, inputs, exact.sinks) if exact.sinks else None
+    tensors = (*inputs[:3], inputs.key_bias)
+    with torch.autocast(device_type=inputs.q.device.type, enabled=False):
+        if exact.reach < 0 or records(feature_map, tensors) or torch.compiler.is_compiling():
+            return _by_logs(feature_map, exact, inputs, heavy)
+        outputs, lost = Rows(inputs.q, inputs.v), Rows(inputs.q, inputs.q)
+        share = GuardedShare(exact.denominator_floor)
+        for parts in found_by_weights(feature_map, inputs, exact.reach, heavy):
+            found = combined(*parts, exact.denominator_floor)
+            rows = normalised(found.numerator, found.denominator, feature_map)
+            outputs.append(inputs.heads.outputs(rows))
+            lost.append(inputs.heads.outputs(lost_rows(*parts).to(inputs.q.dtype)))
+            share.add(found.exact_only)
+        if bool(lost.whole().any()):
+            again = _by_logs(feature_map, exact, inputs, heavy)
+            return torch.where(lost.whole() > 0, again, outputs.whole())
+    share.warn()
+    return outputs.whole()
+
+
+def _by_logs(
+    feature_map: FeatureMap,
+    exact: ExactWindow,
+    inputs: AttentionInputs,
+    chosen: tuple[Tensor, Keys] | None,
+) -> Tensor:
+    """The same from the logarithms of all pairs; what autograd records and what is compiled."""
     heads, reach, count = inputs.heads, exact.reach, inputs.k.shape[-2]
-    index, heavy = heavy_keys(feature_map, inputs, exact.sinks) if exact.sinks else (None, None)
+    index, heavy = (None, None) if chosen is None else chosen
 
     def others(start: int, stop: int) -> Keys:
         """Those of these keys that are not heavy."""
@@ -91,17 +119,14 @@ def attend_all(feature_map: FeatureMap, exact: ExactWindow, inputs: AttentionInp
             before = absorb(before, keys, near.v, near.visible & passed)
         return combined(estimated, known, exact.denominator_floor), before
 
-    with torch.autocast(device_type=inputs.q.device.type, enabled=False):
-        before = AttentionState(feature_map)
-        for start, after in zip(
-            starts, _states_after(before, absorbed, count, reach), strict=False
-        ):
-            near = others(start - reach, start + BLOCK + reach) if reach >= 0 else others(0, 0)
-            q = inputs.q[..., start : start + BLOCK, :]
-            found, before = run(block, start, q, near, before, after, again=again)
-            rows = normalised(found.numerator, found.denominator, feature_map)
-            outputs.append(heads.outputs(rows))
-            share.add(found.exact_only)
+    before = AttentionState(feature_map)
+    for start, after in zip(starts, _states_after(before, absorbed, count, reach), strict=False):
+        near = others(start - reach, start + BLOCK + reach) if reach >= 0 else others(0, 0)
+        q = inputs.q[..., start : start + BLOCK, :]
+        found, before = run(block, start, q, near, before, after, again=again)
+        rows = normalised(found.numerator, found.denominator, feature_map)
+        outputs.append(heads.outputs(rows))
+        share.add(found.exact_only)
     share.warn()
     return outputs.whole()
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from bochner.attention.inputs import AttentionInputs
 from bochner.attention.recompute import recomputes, records, run
 from bochner.attention.state import CAUSAL_BLOCK, AttentionState, Rows, absorb, normalised, read
-from bochner.attention.window_keys import Keys, joined
+from bochner.attention.window_keys import Keys, common_lead, joined
 from bochner.attention.window_partials import (
     Guarded,
     GuardedShare,
@@ -41,7 +41,7 @@ def advance(state: AttentionState, inputs: AttentionInputs) -> tuple[Tensor, Att
     """Attention over the next tokens, and the state after them."""
     assert state.exact is not None
     feature_map, length, heads = state.feature_map, inputs.q.shape[-2], inputs.heads
-    floor, state = state.exact.denominator_floor, _with_memory(state, Keys.of(inputs, 0, 1))
+    floor = state.exact.denominator_floor
     outputs, share = Rows(inputs.q, inputs.v), GuardedShare(floor)
     tensors = (*inputs[:3], inputs.key_bias, state.numerator, state.denominator)
     by_logs = records(feature_map, tensors) or torch.compiler.is_compiling()
@@ -56,8 +56,9 @@ def advance(state: AttentionState, inputs: AttentionInputs) -> tuple[Tensor, Att
     with torch.autocast(device_type=inputs.q.device.type, enabled=False):
         for start in range(0, length, size):
             stop = min(start + size, length)
-            q = inputs.q[..., start:stop, :]
-            found, state = run(block, state, q, *Keys.of(inputs, start, stop), again=again)
+            q, keys = inputs.q[..., start:stop, :], Keys.of(inputs, start, stop)
+            state = _with_memory(state, keys) if start == 0 else state
+            found, state = run(block, state, q, *keys, again=again)
             rows = normalised(found.numerator, found.denominator, feature_map)
             outputs.append(heads.outputs(rows))
             share.add(found.exact_only)
@@ -72,7 +73,9 @@ def _with_memory(state: AttentionState, keys: Keys) -> AttentionState:
     if state.recent is None or state.sinks is None:
         recent = Keys.none_of(keys, state.exact.window)
         return replace(state, recent=recent, sinks=Keys.none_of(keys, state.exact.sinks))
-    lead = torch.broadcast_shapes(state.recent.lead, keys.lead)
+    lead = common_lead(state.recent.lead, keys.lead)
+    if lead == state.recent.lead and state.recent.bias.dtype == keys.bias.dtype:
+        return state
     dtype = torch.promote_types(state.recent.bias.dtype, keys.bias.dtype)
     recent, sinks = (held.at(lead).to(dtype) for held in (state.recent, state.sinks))
     return replace(state, recent=recent, sinks=sinks)

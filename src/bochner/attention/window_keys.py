@@ -10,6 +10,13 @@ from torch import Tensor
 
 from bochner.attention.inputs import AttentionInputs
 from bochner.feature_map import compute_dtype
+from bochner.features import fits
+
+
+def common_lead(*shapes: torch.Size) -> torch.Size:
+    """What leading dimensions broadcast to, at a tenth of the time of torch.broadcast_shapes."""
+    longest = max(shapes, key=len)
+    return longest if all(fits(s, longest) for s in shapes) else torch.broadcast_shapes(*shapes)
 
 
 class Keys(NamedTuple):
@@ -30,7 +37,7 @@ class Keys(NamedTuple):
         part, heads = slice(max(start, 0), max(stop, 0)), inputs.heads
         k, v = (heads.keys(x[..., part, :]) for x in (inputs.k, inputs.v))
         bias = cls.bias_of(inputs, part)
-        lead = torch.broadcast_shapes(k.shape[:-2], v.shape[:-2], bias.shape[:-1])
+        lead = common_lead(k.shape[:-2], v.shape[:-2], bias.shape[:-1])
         return cls(k, v, bias).to(bias.dtype).at(lead)
 
     @staticmethod
@@ -66,6 +73,8 @@ class Keys(NamedTuple):
 
     def at(self, lead: torch.Size | tuple[int, ...]) -> Keys:
         """Expanded to these leading dimensions."""
+        if self.k.shape[:-2] == self.v.shape[:-2] == self.lead == lead:
+            return self
         k, v, bias = self
         return Keys(
             k.expand(*lead, *k.shape[-2:]),
@@ -75,6 +84,8 @@ class Keys(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> Keys:
         """In another dtype."""
+        if all(x.dtype == dtype for x in self):
+            return self
         return Keys(*(x.to(dtype) for x in self))
 
     def rows(self, start: int, stop: int) -> Keys:
@@ -105,7 +116,9 @@ class Keys(NamedTuple):
         )
 
     def copies(self) -> Keys:
-        """In memory of their own: no part of something larger."""
+        """In memory of their own, if they are part of something more than twice as large."""
+        if self.k.untyped_storage().nbytes() <= 2 * self.k.nbytes:
+            return self
         return Keys(*(x.clone(memory_format=torch.contiguous_format) for x in self))
 
     @classmethod

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bochner.attention.state import DenominatorWarning, extended
+from bochner.attention.state import DenominatorWarning, callers_level, extended
 from bochner.attention.window_keys import Keys
 from bochner.feature_map import FeatureMap
 from bochner.features import Features, log_inner, smallest_product, value_products
@@ -171,5 +171,5 @@ class GuardedShare:
                 f" features' part of the denominator was below {self._floor} times the exact part"
                 " (ExactWindow.denominator_floor).",
                 DenominatorWarning,
-                stacklevel=5,
+                stacklevel=callers_level(),
             )

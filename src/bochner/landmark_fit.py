@@ -118,13 +118,14 @@ class Fitted:
 
 
 def fit_landmarks(
-    request: Request, data: Sequences, exact: ExactPairs, landmarks: int
+    request: Request, data: Sequences, exact: ExactPairs, landmarks: int, group: int = 1
 ) -> LandmarkFeatures:
     """Landmarks, core matrix and compression for heads in one leading dimension, a few at a time.
 
-    Shapes:     data as in `Sequences`, heads = prod(request.batch_shape).
+    Shapes:     data as in `Sequences`, heads = prod(request.batch_shape); each `group` of its sequences in
+                turn has the same keys, and is judged on or fitted to as a whole.
     """
-    used, held = _split(data, _CAUSAL_TOKENS if exact.causal else _TOKENS)
+    used, held = _split(data, _CAUSAL_TOKENS if exact.causal else _TOKENS, group)
     tokens = max(used.queries.shape[1] * x.shape[2] for x in (used.queries, used.keys))
     step = max(1, _ENTRIES // tokens**2)
     parts = []
@@ -162,23 +163,23 @@ def _heads(data: Sequences, heads: slice) -> Sequences:
     )  # fmt: skip
 
 
-def _split(data: Sequences, tokens: int) -> tuple[Sequences, Sequences]:
+def _split(data: Sequences, tokens: int, group: int) -> tuple[Sequences, Sequences]:
     """Sequences of about so many tokens for the least squares, and others (or, of a single one, other
     rows) that judge it."""
     count, length, width = *data.queries.shape[1:3], data.keys.shape[2]
     device = data.rows.device
     columns = spaced(width, tokens, device)
     judging = spaced(length, _HELD_OUT_ROWS, device)
-    if count == 1:
+    if count == group:
         every = torch.arange(length, device=device)
         held = every % 4 == 3 if length > 4 else every >= 0
         fitted = every[~held] if length > 4 else every
         fitted = fitted[spaced(len(fitted), tokens, device)]
-        return data.take(slice_of(1, device), fitted, columns), data.take(
-            slice_of(1, device), every[held][spaced(int(held.sum()), _HELD_OUT_ROWS, device)],
+        return data.take(slice_of(count, device), fitted, columns), data.take(
+            slice_of(count, device), every[held][spaced(int(held.sum()), _HELD_OUT_ROWS, device)],
             torch.arange(width, device=device),
         )  # fmt: skip
-    kept = min(_HELD_OUT, max(1, count // 4))
+    kept = group * min(_HELD_OUT, max(1, count // group // 4))
     order = spaced(count, count, device)
     fitted = order[: count - kept]
     fitted = fitted[spaced(len(fitted), max(1, tokens // max(length, width)), device)]
@@ -211,7 +212,8 @@ def _fit(
         root = s[:, :rank].sqrt().unsqueeze(1)
         query = system.query_map @ (left.unsqueeze(-1) * (u[..., :rank] * root))
         key = system.key_map @ (right.unsqueeze(-1) * (vh.transpose(1, 2)[..., :rank] * root))
-        for columns in dict.fromkeys((rank, max(1, rank // 4), 1)):
+        fewer = (0,) if exact.window else ()  # no features at all: the window is better alone
+        for columns in dict.fromkeys((rank, max(1, rank // 4), 1, *fewer)):
             error = judge.error(query[..., :columns], key[..., :columns])
             better = error < lowest
             lowest = torch.where(better, error, lowest)

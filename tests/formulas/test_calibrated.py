@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 import bochner
-from bochner import linear_attention
+from bochner import landmark_fit, linear_attention
+from bochner.feature_maps import calibrated
 from bochner.feature_maps.calibrated import fit_calibrated
+from bochner.kernels import Softmax
 from bochner.landmark_data import ExactPairs, Sequences
 from bochner.landmark_fit import System
 from bochner.landmark_points import k_means
@@ -225,3 +227,25 @@ def test_wrong_requests() -> None:
     side = LandmarkSide(normal(5, 4), normal(5), normal(5, 7))
     with pytest.raises(ValueError, match=r"query_side.matrix has shape \[5, 7\]"):
         LandmarkFeatures(request(8), side, side)
+
+
+def test_what_judges_a_grouped_fit_was_not_fitted_to() -> None:
+    """Three query heads read each sequence: whole sequences are held out, with all three."""
+    queries = torch.randn(1, 12, 8, 4, generator=torch.Generator().manual_seed(0))
+    keys = torch.arange(4.0).repeat_interleave(3).view(1, 12, 1, 1).expand(1, 12, 8, 4)
+    data = Sequences.of(Softmax(), queries, keys, None, ExactPairs())
+    fitted, held = landmark_fit._split(data, 3072, 3)
+    assert set(fitted.keys.flatten().tolist()) == {0.0, 1.0, 2.0}
+    assert held.keys.shape[1] == 3
+    assert set(held.keys.flatten().tolist()) == {3.0}
+
+
+def test_grouped_heads_of_one_sequence_stand_in_turn() -> None:
+    """Query head h reads key head h // G; sequences of one key head follow each other by sequence."""
+    q = torch.arange(2 * 6.0).view(2, 6, 1, 1).expand(2, 6, 5, 4)
+    k = torch.zeros(2, 3, 5, 4)
+    queries, _, _, group = calibrated._by_head(
+        {"queries": q, "keys": k}, Request(dim=4, num_features=2, batch_shape=(3,))
+    )
+    assert group == 2
+    assert queries[:, :, 0, 0].tolist() == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]

@@ -325,3 +325,33 @@ def test_generation_after_restore_is_the_models_own():
     linear = generate(model)
     assert not torch.equal(linear[1], expected[1])
     assert torch.equal(generate(restore(model))[1], expected[1])
+
+
+def test_heads_that_change_under_a_cache_are_refused_and_never_wrong():
+    ids = FAMILIES["llama"].inputs()["input_ids"]
+
+    def after(first, second):
+        """The prompt with heads `first` exact, a token with heads `second`."""
+        model = converted("llama")
+        layer, cache = converted_layers(model)[0], LinearCache(model)
+        with torch.no_grad():
+            layer.keep_exact(first)
+            model(ids, past_key_values=cache)
+            layer.keep_exact(second)
+            model(ids[:, :1], past_key_values=cache)
+
+    for first, second in (([], [0]), ([0], [1]), ([0], [0, 1]), ([0, 1], [0])):
+        with pytest.raises(ValueError, match=r"stay exact.*another LinearCache"):
+            after(first, second)
+    after([0], [])  # fewer exact heads need nothing of the past
+
+
+def test_other_sequences_under_a_cache_with_exact_heads_are_refused():
+    ids = FAMILIES["llama"].inputs()["input_ids"]
+    model = converted("llama")
+    converted_layers(model)[0].keep_exact([0])
+    cache = LinearCache(model)
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+        with pytest.raises(ValueError, match=r"3 sequences.*holds 2"):
+            model(ids[[0, 0, 1], :1], past_key_values=cache)

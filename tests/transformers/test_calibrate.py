@@ -5,12 +5,19 @@ import random
 
 import pytest
 import torch
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from bochner.data import brown_documents, load_minilm, token_windows
-from bochner.transformers import calibrate, converted_layers, linearize, restore
+from bochner.transformers import calibrate, converted_layers, linearize, report, restore
 from bochner.transformers.calibrate_sample import common_length, draw_sample, stacked
 from bochner.transformers.observe import Call, observed
 from tests.transformers.test_observe import MODELS, model_named
+from tests.transformers.tiny import LLAMA
 
 
 @pytest.fixture(scope="module")
@@ -336,3 +343,53 @@ def test_after_an_error_and_after_restoring_nothing_is_left():
         calibrate(model, [batch, batch, "text"])
     restore(model)
     assert torch.equal(model(**batch)[0], before)
+
+
+def test_compiled_code_knows_the_heads_that_stay_exact():
+    model = linearize(model_named("llama"), "positive", 16, generator=seeded())
+    calibrate(model, batches_of(6), exact_heads=3, generator=seeded())
+    layers = converted_layers(model).values()
+    assert sum(len(layer._kept) for layer in layers) == 3  # what compiled code reads
+    assert all(layer._kept == tuple(layer.exact_heads.nonzero().flatten()) for layer in layers)
+
+
+def test_a_calibration_that_fails_leaves_the_exact_heads():
+    model = linearize(model_named("llama"), "positive", 16, generator=seeded())
+    converted_layers(model)[0].keep_exact([1])
+    with pytest.raises(ValueError, match="at least 2"):
+        calibrate(model, [], generator=seeded())
+    assert converted_layers(model)[0].kept_heads() == (1,)
+
+
+def test_a_second_calibration_says_that_it_fitted_nothing():
+    model = linearize(model_named("llama"), "data-aware", 16, layers=[0], generator=seeded())
+    first = calibrate(model, batches_of(6), generator=seeded())
+    before = buffers(model)
+    second = calibrate(model, batches_of(6, seed=4), generator=seeded())
+    assert all(torch.equal(x, before[name]) for name, x in buffers(model).items())
+    assert (first.fitted_layers, second.fitted_layers) == (1, 0)
+    assert "fitted on" in str(first)
+    assert "no map fitted" in str(second)
+    assert "restore(model)" in str(second)
+    assert "fitted on" not in str(second)
+
+
+@pytest.mark.parametrize("feature_map", ["calibrated", "positive"])
+def test_layers_that_no_batch_reaches_are_named(feature_map):
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+            image_size=8, patch_size=4,
+        ),
+        text_config=LlamaConfig(**LLAMA),
+    )  # fmt: skip
+    model = LlavaForConditionalGeneration(config).eval()
+    for layers in ([0, 2], [2, 0]):
+        linearize(model, feature_map, 8, layers=layers, generator=seeded())
+        for function in (calibrate, report):
+            if function is calibrate or feature_map == "positive":
+                with pytest.raises(ValueError, match=r"vision_tower.*never ran.*layers="):
+                    function(model, batches_of(6))
+        restore(model)
+    linearize(model, feature_map, 8, layers=[2, 3], generator=seeded())
+    assert calibrate(model, batches_of(6), generator=seeded()).num_heads == 4

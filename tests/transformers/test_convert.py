@@ -436,3 +436,38 @@ def test_an_implementation_of_another_kind_is_refused():
     ):
         linearize(model, **POSITIVE)
     assert converted_layers(model) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"feature_map": make_maps(1, 2, 8)[0]}, r"feature_map=RandomFeatures.*one FeatureMap per"),
+        ({"feature_map": None}, r"feature_map=None must be a name"),
+        ({"feature_map": "positive", "layers": 0}, r"layers=0 must be.*\[0\]"),
+        ({"feature_map": [3], "layers": [1]}, r"feature_map\[0\] is a int"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(options, said):
+    with pytest.raises(TypeError, match=said):
+        linearize(FAMILIES["llama"].model(), **options)
+
+
+def test_another_implementation_on_a_converted_model_is_refused_and_never_silent():
+    model, inputs = FAMILIES["gpt2"].model(), FAMILIES["gpt2"].inputs()
+    linearize(model, "positive", 16, layers=[1])
+    expected = hidden(model, inputs)
+    model.set_attn_implementation("sdpa")  # its caches would forget all but the newest token
+    with pytest.raises(ValueError, match=r"'sdpa'.*restore\(model\)"):
+        model(**inputs)
+    model.set_attn_implementation(interface.LINEAR)
+    assert torch.equal(hidden(model, inputs), expected)
+    model.set_attn_implementation("sdpa")
+    assert not any(m._forward_pre_hooks for m in restore(model).modules())
+    hidden(model, inputs)
+
+
+def test_compiled_code_knows_heads_that_came_with_a_state():
+    model, other = (linearize(FAMILIES["llama"].model(), "positive", 16) for _ in range(2))
+    converted_layers(model)[1].keep_exact([1])
+    other.load_state_dict(model.state_dict())
+    assert [x._kept for x in converted_layers(other).values()] == [(), (1,)]

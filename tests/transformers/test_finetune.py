@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -382,3 +383,26 @@ def test_the_distillation_trainer(tmp_path):
     trainer.train()
     assert distance() < 0.7 * start
     assert all(torch.equal(x, kept[name]) for name, x in teacher.state_dict().items())
+
+
+def test_accumulated_gradients_of_the_distillation_trainer_are_a_mean(tmp_path):
+    found = []
+    for size, pieces in ((4, 1), (1, 4)):
+        model = converted("llama")
+        options = {"max_steps": 1, "per_device_train_batch_size": size, "max_grad_norm": 0.0}
+        trainer = DistillationTrainer(
+            model=model,
+            teacher=model_named("llama"),
+            args=replace(arguments(tmp_path), gradient_accumulation_steps=pieces, **options),
+            train_dataset=examples(),
+        )
+        trainer.create_optimizer()
+        norms = []
+        trainer.optimizer.register_step_pre_hook(
+            lambda *_, norms=norms, model=model: norms.append(
+                torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None])
+            )
+        )
+        trainer.train()
+        found.append(norms[0])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)

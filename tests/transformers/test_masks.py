@@ -82,3 +82,9 @@ def test_a_cache_with_room_has_a_mask_with_rows():
         [True, True, False, False, False],
         [True, True, True, False, False],
     ]
+
+
+def test_a_mask_with_rows_is_no_padding_when_there_are_as_many_sequences_as_rows():
+    rows = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
+    with pytest.raises(ValueError, match=r"\[1, 1, 4, 4\].*\[batch, keys\] = \[4, 4\]"):
+        visible(CAUSAL, rows, (4, 4), {})

@@ -74,9 +74,9 @@ def fit_calibrated(
         check_finite(name, x)
     exact = ExactPairs(causal, window, sinks)
     with torch.no_grad(), torch.autocast(device_type=queries.device.type, enabled=False):
-        parts = _by_head(given, request)
-        data = Sequences.of(request.kernel, *parts, exact)
-        return fit_landmarks(request, data, exact, count)
+        q, k, v, group = _by_head(given, request)
+        data = Sequences.of(request.kernel, q, k, v, exact)
+        return fit_landmarks(request, data, exact, count, group)
 
 
 def _landmark_count(request: Request, landmarks: int | None) -> int:
@@ -91,8 +91,11 @@ def _landmark_count(request: Request, landmarks: int | None) -> int:
     return landmarks
 
 
-def _by_head(given: dict[str, Tensor], request: Request) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Queries, keys and values as [heads, sequences, n, d], a group of heads being so many sequences."""
+def _by_head(
+    given: dict[str, Tensor], request: Request
+) -> tuple[Tensor, Tensor, Tensor | None, int]:
+    """Queries, keys and values as [heads, sequences, n, d], and how many heads share keys: a group of
+    them is so many sequences in turn."""
     batch = request.batch_shape
     groups = {name: _group(name, x, batch) for name, x in given.items()}
     group = max(groups.values())
@@ -103,7 +106,7 @@ def _by_head(given: dict[str, Tensor], request: Request) -> tuple[Tensor, Tensor
         if batch:
             x = x.unflatten(-3, (batch[-1], groups[name]))
             x = x.expand(*x.shape[:-3], group, *x.shape[-2:])
-            x = x.movedim(-3, 0)  # [group, *b, *batch, n, d]
+            x = x.movedim(-3, x.ndim - 3 - len(batch))  # [*b, group, *batch, n, d]
         lead = x.shape[: x.ndim - 2 - len(batch)]
         x = x.reshape(math.prod(lead), math.prod(batch), *x.shape[-2:])
         found[name] = x.transpose(0, 1)
@@ -113,7 +116,7 @@ def _by_head(given: dict[str, Tensor], request: Request) -> tuple[Tensor, Tensor
     lengths = {name: x.shape[2] for name, x in found.items() if name != "queries"}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"keys and values have {lengths} positions; expected one number.")
-    return found["queries"], found["keys"], found.get("values")
+    return found["queries"], found["keys"], found.get("values"), group
 
 
 def _group(name: str, x: Tensor, batch: tuple[int, ...]) -> int:

@@ -38,6 +38,7 @@ class LinearCacheLayer(CacheLayerMixin):
         super().__init__()
         self.length = 0
         self.state: AttentionState | None = None
+        self.heads: tuple[int, ...] = ()
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -50,11 +51,24 @@ class LinearCacheLayer(CacheLayerMixin):
         hand_over(self, key_states)
         return key_states, value_states
 
-    def with_past(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of exact heads, the past ones first; the new ones are kept."""
+    def with_past(self, k: Tensor, v: Tensor, heads: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Keys and values of exact heads, the past ones first; the new ones are kept.
+
+        Raises:     ValueError for other `heads` than those of the tokens so far, or other sequences.
+        """
+        if self.length and heads != self.heads:
+            raise ValueError(
+                f"key/value heads {list(heads)} stay exact now; the cache has {self.length} tokens with the"
+                f" keys of heads {list(self.heads)}. Start another LinearCache after changing exact heads."
+            )
         if self.keys is not None and self.values is not None:
+            if len(k) != len(self.keys):
+                raise ValueError(
+                    f"{len(k)} sequences came to a LinearCache that holds {len(self.keys)}; start another"
+                    " LinearCache, or reset() this one, for other sequences."
+                )
             k, v = torch.cat([self.keys, k], dim=-2), torch.cat([self.values, v], dim=-2)
-        self.keys, self.values = k, v
+        self.keys, self.values, self.heads = k, v, heads
         return k, v
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -71,7 +85,7 @@ class LinearCacheLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget all tokens."""
-        self.length, self.state = 0, None
+        self.length, self.state, self.heads = 0, None, ()
         self.keys = self.values = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

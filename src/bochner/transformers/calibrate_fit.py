@@ -27,11 +27,13 @@ _PREDICTED_QUERIES = 8
 """Queries of one held-out sequence for which theory predicts the error."""
 
 
-def fit_layers(model: PreTrainedModel, sample: Sample, *, in_turn: bool) -> dict[int, LayerErrors]:
+def fit_layers(
+    model: PreTrainedModel, sample: Sample, *, in_turn: bool, theory: bool = True
+) -> dict[int, LayerErrors]:
     """Fit every layer that wants data, and measure all of them on the held-out sequences.
 
     Arguments:  in_turn: each layer on the activations of the model with all layers before it converted;
-                else on those of the exact model.
+                else on those of the exact model. theory: predict errors, too.
     """
     layers = converted_layers(model)
     groups = [[number] for number in layers] if in_turn else _groups(model, sample)
@@ -43,17 +45,33 @@ def fit_layers(model: PreTrainedModel, sample: Sample, *, in_turn: bool) -> dict
             for call in _look(model, sample.fit, group, before):
                 calls[call.layer].append(call)
         for number in group:
-            layers[number].feature_map = _fitted(layers[number], calls.pop(number))
-        totals = {number: _Totals(layers[number]) for number in group}
+            layers[number].feature_map = _fitted(number, layers[number], calls.pop(number))
+        totals = {number: _Totals(layers[number], theory) for number in group}
         for call in _look(model, sample.held_out, group, before):
             totals[call.layer].add(call)
+        for number, total in totals.items():
+            if not total.seen:
+                raise never_ran(number, layers[number])
         errors |= {number: total.errors() for number, total in totals.items()}
     return errors
 
 
 def first_call(model: PreTrainedModel, row: Inputs) -> Call:
     """What the first converted layer sees of one sequence, without padding."""
-    return next(_look(model, [row], [next(iter(converted_layers(model)))]))
+    number, layer = next(iter(converted_layers(model).items()))
+    call = next(_look(model, [row], [number]), None)
+    if call is None:
+        raise never_ran(number, layer)
+    return call
+
+
+def never_ran(number: int, layer: LinearLayer) -> ValueError:
+    """The error for a converted layer that no batch reaches."""
+    return ValueError(
+        f"converted layer {number} ({layer.place}) never ran on the batches, so nothing can be said of it;"
+        " pass batches that use it (images to a vision model), or convert other layers: restore(model),"
+        " then linearize(model, ..., layers=[...])."
+    )
 
 
 class _Enough(Exception):
@@ -110,13 +128,16 @@ def _groups(model: PreTrainedModel, sample: Sample) -> list[list[int]]:
     return groups
 
 
-def _fitted(layer: LinearLayer, calls: list[Call]) -> FeatureMap:
+def _fitted(number: int, layer: LinearLayer, calls: list[Call]) -> FeatureMap:
     """The layer's map, fitted if it wants data; `calibrated` also to what window and sinks leave it."""
     phi = layer.feature_map
     if not isinstance(phi, UnfittedMap):
         return phi
-    q, k, v = stacked(calls, phi.batch_shape)
-    if phi.name != "calibrated":
+    if not calls:
+        raise never_ran(number, layer)
+    calibrated = phi.name == "calibrated"
+    q, k, v = stacked(calls, phi.batch_shape, pooled=not calibrated)
+    if not calibrated:
         return phi.fit(q, k)
     near = ExactWindow(0, 0) if layer.exact is None else layer.exact
     return fit_calibrated(
@@ -127,8 +148,8 @@ def _fitted(layer: LinearLayer, calls: list[Call]) -> FeatureMap:
 class _Totals:
     """Squared errors of one layer's heads, summed over held-out sequences."""
 
-    def __init__(self, layer: LinearLayer) -> None:
-        self.layer = layer
+    def __init__(self, layer: LinearLayer, theory: bool) -> None:
+        self.layer, self.theory = layer, theory
         self.sums = torch.zeros(3, len(layer.exact_heads), dtype=torch.float64)
         self.predicted: Tensor | None = None
         self.seen = 0
@@ -138,7 +159,7 @@ class _Totals:
         """Add one sequence."""
         phi, exact = self.layer.feature_map, call.exact()
         flat = call.linear(Constant(phi.dim), None)
-        if not self.seen and not call.causal and self.layer.exact is None:
+        if self.theory and not (self.seen or call.causal or self.layer.exact):
             self.predicted = _predicted(phi, call)
         self.seen += 1
         for total, out in zip(

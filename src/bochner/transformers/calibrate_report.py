@@ -55,8 +55,15 @@ class SampleSizes:
         left = f" ({self.left_out} shorter ones left out)" if self.left_out else ""
         return (
             f"fitted on {self.tokens} tokens, {self.sequences} sequences of {self.length}{left} from"
-            f" {self.batches} batches; measured on {self.held_out_tokens} tokens of"
-            f" {self.held_out_batches} held-out batches (every fourth)"
+            f" {self.batches} batches; {self.measured}"
+        )
+
+    @property
+    def measured(self) -> str:
+        """What was measured on, in words."""
+        return (
+            f"measured on {self.held_out_tokens} tokens of {self.held_out_batches} held-out batches (every"
+            " fourth)"
         )
 
 
@@ -65,6 +72,7 @@ class CalibrationReport:
     """What was fitted, on how much, and how wrong each head is on text that the fit has not seen.
 
     layers:     number -> LayerErrors; sample: sizes of what was fitted and measured on.
+    fitted_layers:  how many layers had a map that wanted data; the maps of the others stayed as they were.
     """
 
     feature_map: str
@@ -75,6 +83,7 @@ class CalibrationReport:
     sequential: bool
     layers: dict[int, LayerErrors]
     sample: SampleSizes
+    fitted_layers: int
 
     @property
     def exact_heads(self) -> list[tuple[int, int]]:
@@ -136,6 +145,17 @@ class CalibrationReport:
             )
         return " ".join(lines)
 
+    @property
+    def _what_was_done(self) -> str:
+        if self.fitted_layers == len(self.layers):
+            return str(self.sample)
+        if self.fitted_layers:
+            return f"{self.sample}; {self.fitted_layers} of {len(self.layers)} layers wanted a fit"
+        return (
+            "no map fitted, since none wants data, or none any more (to fit anew: restore(model), then"
+            f" linearize again); {self.sample.measured}"
+        )
+
     def __str__(self) -> str:
         order = "the model converted so far" if self.sequential else "the exact model"
         near = f", window {self.window}, {self.sinks} sinks" if self.window or self.sinks else ""
@@ -151,7 +171,7 @@ class CalibrationReport:
         rows = [_row(number, errors) for number, errors in self.layers.items()]
         return "\n".join(
             [
-                f"{self.feature_map}, {self.num_features} features{near}: {self.sample}.",
+                f"{self.feature_map}, {self.num_features} features{near}: {self._what_was_done}.",
                 f"Relative error of the attention output on the activations of {order}:",
                 "",
                 markdown_table(header, rows),

@@ -163,12 +163,13 @@ def common_length(lengths: Iterable[int]) -> int:
     return max(enumerate(ordered, start=1), key=lambda pair: pair[0] * pair[1])[1]
 
 
-def stacked(calls: Sequence[Call], batch_shape: tuple[int, ...]) -> QKV:
+def stacked(calls: Sequence[Call], batch_shape: tuple[int, ...], *, pooled: bool = True) -> QKV:
     """One tensor per kind for the `.fit` of a map with this batch_shape, in float32.
 
     Shapes:     calls of one sequence each, without padding. A map per query head: q [b, heads, n, d],
                 keys and values repeated. Else query heads that share keys are pooled, as more
-                sequences: q [b G, kv heads, n, d], k, v [b G, kv heads, s, ...] for groups of G.
+                sequences: q [b G, kv heads, n, d], k, v [b G, kv heads, s, ...] for groups of G; as they
+                are, q [b, heads, n, d] and k, v [b, kv heads, s, ...], if not pooled.
     """
     s = common_length(call.k.shape[-2] for call in calls)
     rows = [call for call in calls if call.k.shape[-2] >= s]
@@ -178,6 +179,8 @@ def stacked(calls: Sequence[Call], batch_shape: tuple[int, ...]) -> QKV:
     v = torch.cat([call.v[..., :s, :] for call in rows]).float()
     groups = q.shape[1] // k.shape[1]
     per_query_head = batch_shape == q.shape[1:2]
+    if not (pooled or per_query_head):
+        return QKV(q, k, v)
     if not per_query_head:
         q = q.unflatten(1, (-1, groups)).transpose(1, 2).flatten(0, 1)
     axis = 1 if per_query_head else 0

@@ -26,13 +26,15 @@ def calibrate(
     sequential: bool = False,
     exact_heads: int | float = 0,
     max_tokens: int = 8192,
+    theory: bool = True,
     generator: torch.Generator | None = None,
 ) -> CalibrationReport:
     """Fit every map of a converted model to its own layer, and measure each head on held-out text.
 
     Arguments:  model: after `linearize`, in evaluation mode. Its unfitted maps are replaced by fitted ones,
                 one per head (per key/value head under grouped queries, whose queries are pooled); maps
-                that need no data, or are fitted already, are measured only.
+                that need no data, or are fitted already, are measured only, and the report says so: to
+                fit anew, `restore` and `linearize` again.
                 batches: dictionaries of model inputs, or token numbers [batch, n]; read once. Every
                 fourth batch is held out, the second of them first. Padding takes no part.
                 sequential: fit layer by layer on the activations of the model converted so far, against
@@ -41,6 +43,8 @@ def calibrate(
                 share of all heads (float).
                 max_tokens: tokens that are kept to fit on, a random sample of whole sequences that
                 `generator` draws; a third as many to measure on.
+                theory: add the error that theory predicts, where it has one; for hybrids of many parts
+                that takes longer than all the rest.
     Returns:    CalibrationReport; print it.
     Cost:       two passes over the sample, and the fits; sequential: as many passes as layers, each as
                 deep as its layer. Memory for q, k, v of the sample up to 1 GiB (float32; for more, layers
@@ -68,8 +72,7 @@ def calibrate(
     with observed(model, Call.exact) as layers:
         names = {_name(layer.feature_map) for layer in layers.values()}
     budget = _budget(exact_heads, sum(len(layer.exact_heads) for layer in layers.values()))
-    for layer in layers.values():
-        layer.exact_heads.zero_()
+    wanting = sum(isinstance(layer.feature_map, UnfittedMap) for layer in layers.values())
     sample = draw_sample(
         batches,
         max_tokens=max_tokens,
@@ -77,10 +80,12 @@ def calibrate(
         generator=fresh_generator() if generator is None else generator,
     )
     some, call = next(iter(layers.values())), first_call(model, sample.fit[0])
-    errors = fit_layers(model, sample, in_turn=sequential)
+    for layer in layers.values():
+        layer.keep_exact([])
+    errors = fit_layers(model, sample, in_turn=sequential, theory=theory)
     kept = _worst_heads(errors, budget)
     for number, heads in kept.items():
-        layers[number].exact_heads.copy_(heads)
+        layers[number].keep_exact(heads.nonzero().flatten().tolist())
     return CalibrationReport(
         feature_map=", ".join(sorted(names)),
         num_features=some.feature_map.num_features,
@@ -90,6 +95,7 @@ def calibrate(
         sequential=sequential,
         layers={n: replace(e, exact=kept[n]) for n, e in errors.items()},
         sample=sample.sizes(),
+        fitted_layers=wanting,
     )
 
 
@@ -103,6 +109,10 @@ def _name(feature_map: FeatureMap) -> str:
 
 def _budget(exact_heads: int | float, num_heads: int) -> int:
     """The number of heads that stay exact, from a number or a share."""
+    if not isinstance(exact_heads, int | float):
+        raise TypeError(
+            f"exact_heads={exact_heads!r} must be a number of heads, or a share of them."
+        )
     fits = 0 <= exact_heads <= (1.0 if isinstance(exact_heads, float) else num_heads)
     if isinstance(exact_heads, bool) or not fits:
         raise ValueError(

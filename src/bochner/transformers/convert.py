@@ -1,16 +1,18 @@
 """Make the attention of a model linear, in place, and take it back.
 
 A converted model is its old self with a `LinearLayer` inside each converted attention module, a name of
-ours as its attention implementation, and a hook that gives an empty cache its linear layers. There is
-no other trace: copies, pickles, devices and optimisers see ordinary modules.
+ours as its attention implementation, a hook that gives an empty cache its linear layers, and one that
+sees whether the implementation is still ours. There is no other trace: copies, pickles, devices and
+optimisers see ordinary modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from bochner.attention import ExactWindow
@@ -20,6 +22,7 @@ from bochner.request import fresh_generator
 from bochner.transformers.cache import add_cache_hooks, remove_cache_hooks
 from bochner.transformers.interface import (
     LINEAR_FOR,
+    RECORDING,
     check_model,
     configurations,
     not_on_the_interface,
@@ -47,8 +50,10 @@ def linearize(
                 stay exact (`bochner.attention.ExactWindow`); cross-attention has none.
                 denominator_floor: of that window: a row whose features of a signed map sum to less than
                 this many times its exact part uses the exact part alone, and a DenominatorWarning gives
-                the share of such rows; None: no guard. layers: the numbers of the attention modules to convert, in the order of `attention_places(model)`;
-                the others stay exact; None: all. generator: for the directions of maps by name.
+                the share of such rows; None: no guard.
+                layers: the numbers of the attention modules to convert, in the order of
+                `attention_places(model)`; the others stay exact; None: all. generator: for the directions of
+                maps by name.
     Models:     whose attention modules use the attention interface of transformers: encoders, decoders
                 with rotary positions and grouped queries, encoder-decoders with cross-attention, vision
                 and speech. Weights stay as they are.
@@ -89,6 +94,7 @@ def linearize(
         if parameter is not None:
             layer.to(parameter.device)
         place.module.add_module(PART, layer.train(place.module.training))
+        place.module.register_forward_pre_hook(_still_linear)
     for config in named:
         config._attn_implementation_internal = LINEAR_FOR[config._attn_implementation]
     add_cache_hooks(model)
@@ -111,12 +117,29 @@ def restore(model: PreTrainedModel) -> PreTrainedModel:
     for place in attention_places(model):
         if PART in place.module._modules:
             del place.module._modules[PART]
+        hooks = place.module._forward_pre_hooks
+        for number in [n for n, hook in hooks.items() if hook is _still_linear]:
+            del hooks[number]
     before = {ours: name for name, ours in LINEAR_FOR.items()}
     for config in configurations(model):
         if config._attn_implementation in before:
             config._attn_implementation_internal = before[config._attn_implementation]
     remove_cache_hooks(model)
     return model
+
+
+def _still_linear(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Before a converted module runs: its configuration still names an attention of ours.
+
+    Under another name the layer would be exact without a word, and blind to all but the newest tokens of
+    a LinearCache.
+    """
+    name = module.config._attn_implementation  # type: ignore[union-attr]
+    if name not in (*LINEAR_FOR.values(), RECORDING):
+        raise ValueError(
+            f"the attention implementation of a converted model was set to {name!r}; call restore(model)"
+            " for exact attention, and set_attn_implementation before linearize(model), not after."
+        )
 
 
 def converted_layers(model: PreTrainedModel) -> dict[int, LinearLayer]:
@@ -147,6 +170,10 @@ def _chosen(model: PreTrainedModel, layers: Sequence[int] | None) -> list[Attent
         )
     if layers is None:
         return places
+    if not isinstance(layers, Iterable):
+        raise TypeError(
+            f"layers={layers!r} must be a list of numbers, such as [{layers!r}], or None."
+        )
     chosen = list(layers)
     if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(len(places))):
         raise ValueError(
@@ -184,13 +211,23 @@ def _maps(
         check_count("num_features", num_features)
         source = fresh_generator() if generator is None else generator
         return [_made(place, feature_map, num_features, source) for place in places]
+    if isinstance(feature_map, FeatureMap) or not isinstance(feature_map, Iterable):
+        what = type(feature_map).__name__ if feature_map is not None else "None"
+        raise TypeError(
+            f"feature_map={what} must be a name of the catalogue, or a list of one FeatureMap per converted"
+            f" module, here {len(places)}."
+        )
     maps = list(feature_map)
     if len(maps) != len(places):
         raise ValueError(
             f"feature_map has {len(maps)} maps, but {len(places)} attention modules are converted; give"
             " one map per module (layers that share weights share one)."
         )
-    for place, phi in zip(places, maps, strict=True):
+    for position, (place, phi) in enumerate(zip(places, maps, strict=True)):
+        if not isinstance(phi, FeatureMap):
+            raise TypeError(
+                f"feature_map[{position}] is a {type(phi).__name__}; expected a bochner.FeatureMap."
+            )
         _check_fits(place, phi)
     return maps
 
@@ -212,10 +249,6 @@ def _made(place: AttentionPlace, name: str, m: int, generator: torch.Generator) 
 
 
 def _check_fits(place: AttentionPlace, phi: FeatureMap) -> None:
-    if not isinstance(phi, FeatureMap):
-        raise TypeError(
-            f"feature_map[{place.index}] is a {type(phi).__name__}; expected a bochner.FeatureMap."
-        )
     sizes = {(), *((n,) for n in (place.heads, place.kv_heads) if n is not None)}
     heads_fit = place.heads is None or phi.batch_shape in sizes
     if not heads_fit or place.head_dim not in (None, phi.dim):

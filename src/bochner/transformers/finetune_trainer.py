@@ -25,6 +25,9 @@ class DistillationTrainer(Trainer):
     def __init__(self, *args: Any, teacher: PreTrainedModel, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.teacher = teacher.eval()
+        # this loss is a mean over the batch whatever the model's own loss does with the number of items,
+        # so Trainer has to divide it by the pieces that a step is accumulated from
+        self.model_accepts_loss_kwargs = False
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any

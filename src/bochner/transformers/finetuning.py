@@ -122,8 +122,9 @@ def finetune(
         (12288, 10, True)
     """
     training = Training() if training is None else training
-    counts = (steps, 0) if isinstance(steps, int) else tuple(steps)
-    if len(counts) != 2 or min(counts) < 0 or sum(counts) == 0:
+    counts = tuple(steps) if isinstance(steps, tuple | list) else (steps, 0)
+    whole = all(isinstance(count, int) for count in counts)
+    if len(counts) != 2 or not whole or min(counts) < 0 or sum(counts) == 0:
         raise ValueError(
             f"steps={steps!r} must be a number of steps, or a pair (attention, end to end), at least 1."
         )

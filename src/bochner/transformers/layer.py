@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,10 @@ class LinearLayer(nn.Module):
                 self._kept_from = seen
         return self._kept
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.kept_heads()
+
     def check_call(
         self, query: Tensor, key: Tensor, *, causal: bool, dropout: float, cached: bool
     ) -> None:
@@ -118,8 +122,9 @@ class LinearLayer(nn.Module):
         if dropout and not self.without_dropout:
             raise ValueError(
                 f"attention dropout is {dropout}; linear attention has no weights to drop. Call"
-                " model.eval(), set the configuration's attention dropout to 0, or train without it:"
-                " layer.without_dropout = True for each layer of converted_layers(model)."
+                " model.eval(), or train without it: layer.without_dropout = True for each layer of"
+                " converted_layers(model), or load the model with attention dropout 0 (setting it in"
+                " model.config afterwards changes nothing)."
             )
 
     def forward(
@@ -155,6 +160,11 @@ class LinearLayer(nn.Module):
         else:
             mask = None if mask is None else mask[..., -k.shape[2] :]
             state = cache.state
+            if state is None and cache.length:
+                raise ValueError(
+                    f"the cache has {cache.length} tokens of a layer whose heads all stay exact, and so no"
+                    " state of linear ones; start another LinearCache after changing exact heads."
+                )
             if state is None:
                 state = AttentionState(self.feature_map, exact=self.exact)
             out, cache.state = step(state, q, k, v, key_mask=mask)
@@ -178,7 +188,7 @@ class LinearLayer(nn.Module):
         shared = sorted({head // group for head in kept})
         k, v = k[:, shared], v[:, shared]
         if cache is not None:
-            k, v = cache.with_past(k, v)
+            k, v = cache.with_past(k, v, tuple(shared))
         sources = [shared.index(head // group) for head in kept]
         q, k, v = q[:, list(kept)], k[:, sources], v[:, sources].to(q.dtype)
         mask = None if key_mask is None else key_mask[:, None, None, :]

@@ -84,8 +84,9 @@ def visible(
     causal = module_is_causal(module, kwargs)
     if mask is None:
         return Visible(causal, None)
-    plain = (
-        mask.ndim in (2, 3, 4) and mask.numel() == size[0] * size[1] and mask.shape[-1] == size[1]
+    plain = mask.ndim in (2, 3, 4) and mask.shape in (
+        size,
+        (size[0], *(1,) * (mask.ndim - 2), size[1]),
     )
     if not plain or mask.is_floating_point():
         raise ValueError(

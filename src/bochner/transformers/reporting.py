@@ -14,6 +14,7 @@ from bochner.algebra import Constant
 from bochner.diagnostics.interval import median
 from bochner.features import Features
 from bochner.report.table import markdown_table
+from bochner.transformers.calibrate_fit import never_ran
 from bochner.transformers.calibrate_sample import Inputs, model_inputs, on_device
 from bochner.transformers.layer import LinearLayer
 from bochner.transformers.observe import Call, check_fitted, observed
@@ -170,6 +171,10 @@ def report(model: PreTrainedModel, batches: Iterable[Inputs | Tensor]) -> Conver
             causal = any(total.causal for total in totals.values())
             outputs.add(inputs, exact, model(**inputs), causal=causal)
             tokens += next(iter(totals.values())).latest
+    if any(total.calls for total in totals.values()):
+        for number, total in totals.items():
+            if not total.calls:
+                raise never_ran(number, total.layer)
     if not tokens:
         raise ValueError("batches gave no batch with tokens; pass at least one.")
     return ConversionReport({n: t.errors() for n, t in totals.items()}, outputs.distance(), tokens)
@@ -188,13 +193,14 @@ class _Totals:
     def __init__(self, layer: LinearLayer) -> None:
         self.layer = layer
         self.sums = torch.zeros(5, len(layer.exact_heads), dtype=torch.float64)
-        self.latest, self.causal = 0, False
+        self.latest, self.causal, self.calls = 0, False, 0
 
     def add(self, call: Call) -> Tensor:
         """Add one call; returns the exact output."""
         phi, near, exact = self.layer.feature_map, self.layer.exact, call.exact()
         where = call.tokens[:, None, :, None]
         self.latest, self.causal = int(call.tokens.sum()), call.causal
+        self.calls += 1
         outs = [
             call.converted(self.layer) - exact,
             call.linear(phi, None) - exact,

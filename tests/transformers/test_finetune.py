@@ -333,6 +333,22 @@ def test_a_loss_that_is_no_number_is_an_error(monkeypatch):
     assert all(torch.equal(x, before[name]) for name, x in weights(model).items())
 
 
+def test_a_gradient_that_is_no_number_changes_nothing(monkeypatch):
+    model = converted("bert")
+    before = weights(model)
+
+    def broken(model, inputs, backward):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.full_like(parameter, math.inf)
+        return {0: 1.0}
+
+    monkeypatch.setattr("bochner.transformers.finetuning.attention_losses", broken)
+    with pytest.raises(FloatingPointError, match="gradient of stage 'attention' has norm"):
+        finetune(model, batches_of(2), steps=20, training=QUIET)
+    assert all(torch.equal(x, before[name]) for name, x in weights(model).items())
+
+
 # -- transformers' own Trainer ---------------------------------------------------------------------
 
 

@@ -138,7 +138,13 @@ class Loop:
                         f"the loss of stage {stage!r} is {loss} at step {len(losses)}; lower the learning"
                         " rate, or calibrate the model first."
                     )
-                nn.utils.clip_grad_norm_(parameters, self.training.clip)
+                norm = nn.utils.clip_grad_norm_(parameters, self.training.clip)
+                if not bool(norm.isfinite()):
+                    raise FloatingPointError(
+                        f"the gradient of stage {stage!r} has norm {float(norm)} at step {len(losses)}, its"
+                        " loss is finite; nothing was changed by it. Give signed maps a window (its"
+                        " denominator_floor keeps sums from 0), or lower the learning rate."
+                    )
                 optimizer.step()
                 schedule.step()
                 losses.append(loss)

@@ -64,7 +64,9 @@ def test_a_fit_pools_what_is_not_a_head(name: str) -> None:
     whole = bochner.make(name, generator=seeded(0), **size).fit(*laid)
     x = normal(2, 6, 4, seed=3)
     assert all(draw.shape[0] == 2 and draw.shape[2] == 4 for draw in pooled.draws())
-    if name == "calibrated" or name.startswith("data-aware") and not name.endswith(("absolute", "relative")):
+    if name == "calibrated" or (
+        name.startswith("data-aware") and not name.endswith(("absolute", "relative"))
+    ):
         return  # attention stays inside a sequence: pooling is not concatenation there
     torch.testing.assert_close(pooled.estimate(x, x), whole.estimate(x, x), rtol=1e-5, atol=1e-5)
 

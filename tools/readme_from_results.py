@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from trade_off import trade_off  # noqa: E402
+from trade_off import trade_off
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments/hybrid_random_features/results"

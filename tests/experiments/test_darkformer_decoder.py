@@ -90,8 +90,7 @@ def test_cells(quick):
     assert {EXACT, TRUNCATED, AVERAGING} <= names
     if not quick:
         assert names == {EXACT, TRUNCATED, *CONTESTANTS}
-        assert {c["columns"] for c in cells if c["map"] == "data-aware"} == {32, 64, 128, 256}
-        assert any(c["exact_heads"] for c in cells)
+        assert {c["columns"] for c in cells if c["map"] == "data-aware"} == {32, 64, 256}
 
 
 def test_a_converted_model_reads_the_same_windows(small, tmp_path, llama):

@@ -49,6 +49,7 @@ def linear_attention(
                 mask that hides every key of a sequence.
     Example:
         >>> import bochner
+        >>> import torch
         >>> g = torch.Generator().manual_seed(0)
         >>> phi = bochner.make("positive", dim=16, num_features=256, generator=g)
         >>> q, k, v = (0.25 * torch.randn(2, 100, 16, generator=g) for _ in range(3))

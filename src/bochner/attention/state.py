@@ -49,6 +49,7 @@ class AttentionState:
                 are the leading dimensions of k and v: with grouped queries, the heads of the keys.
     Example:
         >>> import bochner
+        >>> from bochner.attention import step
         >>> g = torch.Generator().manual_seed(0)
         >>> phi = bochner.make("positive", dim=4, num_features=16, generator=g)
         >>> state = AttentionState(phi)

@@ -29,8 +29,8 @@ FULL = Path("benchmarks")
 
 
 @click.command()
-@click.option("--lengths", default="256,512,1024,2048,4096,16384,65536", show_default=True)
-@click.option("--training-lengths", default="256,512,1024,4096,16384", show_default=True)
+@click.option("--lengths", default="512,1024,2048,4096,16384", show_default=True)
+@click.option("--training-lengths", default="512,1024,4096,16384", show_default=True)
 @click.option("--num-features", default=128, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--only", default="", help="Contestants whose label contains this.")

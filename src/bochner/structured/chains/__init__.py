@@ -1,0 +1,1 @@
+"""Chains and all that is asked of them."""

@@ -1,0 +1,1 @@
+"""What connects neighbours: weights K(x, y) given, of low rank, of embeddings, exact on a beam."""

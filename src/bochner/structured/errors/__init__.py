@@ -1,0 +1,1 @@
+"""How wrong a chain through random features is, before it is used."""

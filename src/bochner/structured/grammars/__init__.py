@@ -1,0 +1,1 @@
+"""Probabilistic context-free grammars of low rank, and positive factors of k variables."""

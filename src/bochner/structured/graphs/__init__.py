@@ -1,0 +1,1 @@
+"""Trees, segments, and graphs with cycles."""

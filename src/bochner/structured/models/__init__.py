@@ -1,0 +1,1 @@
+"""Models with parameters, trained by any optimiser: HMM, rank-space HMM, CRF."""

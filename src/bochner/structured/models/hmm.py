@@ -1,0 +1,125 @@
+"""Hidden Markov models with many states, trained by any torch optimiser on the exact evidence."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bochner.structured.chains.chain import Chain
+from bochner.structured.models.emissions import Emissions
+from bochner.structured.models.learned import LearnedTransitions
+
+
+class HMM(nn.Module):
+    """p(v_1 .. v_T) = sum over x of start(x_1) prod_t K(x_t, x_{t+1}) prod_t p(v_t | x_t).
+
+    Shapes:     observations [*b, T], lengths [*b] or None: what is at and after a length is not read.
+    Arguments:  transitions: `SoftmaxTransitions` (exact, O(X^2)) or `FeatureTransitions` (rank m, O(X m)),
+                or a `LearnedTransitions` of your own whose rows sum to one; emissions: of as many states.
+                start is a softmax over free logits, 0 at first.
+    Numerics:   transitions, start and emissions are computed in the dtype of the parameters, the evidence
+                summed in float64; autocast is off inside.
+    Cost:       for one evaluation and its gradient O(b T X m) time and O(b T X) memory: the log-emissions
+                and their gradient. 16,384 states need few sequences at a time.
+    Raises:     ValueError for parts that do not fit, TypeError for what is no such part.
+    Differs:    from hmmlearn: no EM; gradients of the evidence instead. One model for all sequences of a
+                batch, which need not be concatenated.
+    Example:
+        >>> from bochner.structured import CategoricalEmissions, FeatureTransitions
+        >>> g = torch.Generator().manual_seed(0)
+        >>> hmm = HMM(FeatureTransitions(500, 8, generator=g), CategoricalEmissions(500, 6, generator=g))
+        >>> every = torch.cartesian_prod(torch.arange(6), torch.arange(6))       # all words of two letters
+        >>> round(hmm.log_prob(every).exp().sum().item(), 4)
+        1.0
+    """
+
+    def __init__(self, transitions: LearnedTransitions, emissions: Emissions) -> None:
+        super().__init__()
+        _check_part("transitions", transitions, LearnedTransitions)
+        _check_part("emissions", emissions, Emissions)
+        if not transitions.stochastic:
+            raise ValueError(
+                f"transitions={type(transitions).__name__} has rows that do not sum to one; an HMM needs"
+                " FeatureTransitions or SoftmaxTransitions (a CRF takes any)."
+            )
+        if transitions.num_states != emissions.num_states:
+            raise ValueError(
+                f"transitions have num_states={transitions.num_states}, emissions"
+                f" {emissions.num_states}; expected the same."
+            )
+        self.transitions, self.emissions = transitions, emissions
+        some = next(transitions.parameters())
+        self.start_logits = nn.Parameter(some.new_zeros(transitions.num_states))
+
+    @property
+    def num_states(self) -> int:
+        """X."""
+        return self.transitions.num_states
+
+    def log_start(self) -> Float[Tensor, " x"]:
+        """log start(x)."""
+        return torch.log_softmax(self.start_logits, dim=-1)
+
+    def chain(self, observations: Tensor, *, lengths: Int[Tensor, "*b"] | None = None) -> Chain:
+        """The posterior over hidden states: its log_partition is the evidence log p(observations).
+
+        `.marginals`, `.posterior_decode()`, `.mode()`, `.sample(...)` and `.entropy()` are what they are
+        for any chain.
+        """
+        with _full_precision(self.start_logits):
+            return self.transitions.chain(self._unaries(observations, lengths), lengths=lengths)
+
+    def prior(self, num_steps: int) -> Chain:
+        """The law of the hidden states alone, a chain whose log_partition is 0."""
+        with _full_precision(self.start_logits):
+            later = self.start_logits.new_zeros(num_steps - 1, self.num_states)
+            return self.transitions.chain(torch.cat((self.log_start().unsqueeze(0), later)))
+
+    def log_prob(
+        self, observations: Tensor, *, lengths: Int[Tensor, "*b"] | None = None
+    ) -> Float[Tensor, "*b"]:
+        """log p(observations), [*b]: the objective to maximise."""
+        with _full_precision(self.start_logits):
+            return self.chain(observations, lengths=lengths).log_partition
+
+    def forward(
+        self, observations: Tensor, *, lengths: Int[Tensor, "*b"] | None = None
+    ) -> Float[Tensor, "*b"]:
+        """The same as `log_prob`."""
+        return self.log_prob(observations, lengths=lengths)
+
+    def perplexity(
+        self, observations: Tensor, *, lengths: Int[Tensor, "*b"] | None = None
+    ) -> Float[Tensor, ""]:
+        """exp(-log-probability per observation), over the whole batch."""
+        log_prob = self.log_prob(observations, lengths=lengths)
+        count = observations.shape[-1] * log_prob.numel() if lengths is None else lengths.sum()
+        return torch.exp(-log_prob.double().sum() / count)
+
+    def sample(
+        self, num_steps: int, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator
+    ) -> tuple[Int[Tensor, "*s t"], Tensor]:
+        """Hidden states and observations, drawn from the model."""
+        with torch.no_grad():
+            states = self.prior(num_steps).sample(sample_shape, generator=generator)
+            return states, self.emissions.sample(states, generator=generator)
+
+    def _unaries(self, observations: Tensor, lengths: Tensor | None) -> Float[Tensor, "*b t x"]:
+        """log p(v_t | x), and log start(x) at the first step."""
+        if lengths is not None:
+            beyond = torch.arange(observations.shape[-1], device=observations.device)
+            observations = observations.masked_fill(beyond >= lengths.unsqueeze(-1), 0)
+        unaries = self.emissions.log_prob(observations)
+        unaries[..., 0, :] += self.log_start()  # in place: [*b, T, X] is what memory is spent on
+        return unaries
+
+
+def _check_part(name: str, part: object, kind: type) -> None:
+    if not isinstance(part, kind):
+        raise TypeError(f"{name} is {type(part).__name__}; expected a {kind.__name__}.")
+
+
+def _full_precision(like: Tensor) -> torch.autocast:
+    """Autocast off: sums of probabilities in half precision are wrong."""
+    return torch.autocast(device_type=like.device.type, enabled=False)

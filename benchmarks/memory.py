@@ -31,41 +31,14 @@ from benchmarks.measuring.contestants import (
 from benchmarks.measuring.tables import memory_table
 from benchmarks.measuring.turns import too_much
 from bochner.report.results import environment, to_json, write_text
+from bochner.reproduce.peak import forget_peak, peak_bytes, resident_bytes
 
 LONGEST = 120.0
 """Seconds for one child, its imports included."""
 
 
-LINUX_STATUS, LINUX_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def peak_bytes() -> int:
-    """The largest resident size that this process has had.
-
-    Not getrusage's on Linux, which counts what the parent had when it forked.
-    """
-    if LINUX_STATUS.exists():
-        lines = LINUX_STATUS.read_text().splitlines()
-        return 1024 * int(next(x for x in lines if x.startswith("VmHWM")).split()[1])
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-
-
-def forget_peak() -> None:
-    """Start the peak anew from what is resident now, where the system can."""
-    if LINUX_RESET.exists():
-        LINUX_RESET.write_text("5")  # man proc_pid_clear_refs
-
-
 def in_child(order: dict[str, Any]) -> dict[str, float]:
     """Resident bytes before and peak bytes after, in this process."""
-    import psutil
-
     torch.set_num_threads(order["threads"])
     setting = Setting(num_features=order["num_features"])
     contestant = next(c for c in CONTESTANTS if c.label == order["label"])
@@ -90,7 +63,7 @@ def in_child(order: dict[str, Any]) -> dict[str, float]:
     points = contestant.points(setting, order["length"])
     call(contestant.points(setting, 256))
     forget_peak()
-    before, peak_before = psutil.Process().memory_info().rss, peak_bytes()
+    before, peak_before = resident_bytes(), peak_bytes()
     call(points)
     return {"before": before, "peak_before": peak_before, "peak": peak_bytes()}
 

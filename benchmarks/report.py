@@ -49,8 +49,21 @@ def page(folder: Path) -> str:
         " the output (and with the backward pass the three gradients) included: MB, and in brackets in"
         " units of one of q, k, v.",
         memory["table"],
+        *structured_lines(folder),
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def structured_lines(folder: Path) -> list[str]:
+    """Chains of many states; nothing before they have been measured."""
+    if not (folder / "structured.json").exists():
+        return []
+    found = load(folder, "structured")
+    return [
+        "## Structured models: chains of many states",
+        found["caption"],
+        *(f"### {title}\n\n{table}" for title, table in found["tables"].items()),
+    ]
 
 
 @click.command()

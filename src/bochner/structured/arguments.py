@@ -1,4 +1,4 @@
-"""Checks of what structured distributions are given: unaries, lengths, states."""
+"""Checks of what structured distributions are given (unaries, lengths, states) and of what they say."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from bochner.structured.edges.transitions import Transitions
 
 def checked_unaries(unaries: Tensor, transitions: Transitions) -> Tensor:
     """Unaries [*b, T, X] in float32 or float64, expanded to the batch of the transitions."""
+    if not isinstance(transitions, Transitions):
+        raise TypeError(
+            f"transitions is {type(transitions).__name__}; expected Transitions: Dense(log_potentials) or"
+            " LowRank(log_left, log_right), [1, X, X] or [1, X, m] where all edges share them. Learned"
+            " modules make theirs: module.chain(unaries), or module.chain(unaries).transitions."
+        )
     if not isinstance(unaries, Tensor) or not unaries.is_floating_point():
         raise TypeError(
             "unaries must be a floating-point torch.Tensor [*batch, T, X], got"
@@ -36,6 +42,11 @@ def checked_unaries(unaries: Tensor, transitions: Transitions) -> Tensor:
             raise TypeError(
                 f"unaries are {unaries.dtype}, the transitions {tensor.dtype}; both must be float32, or both"
                 " float64 (half precision unaries become float32)."
+            )
+        if tensor.numel() == 0 or not bool(tensor.detach().amax() < torch.inf):
+            raise ValueError(
+                f"the transitions ({type(transitions).__name__}) hold NaN or +inf, or nothing, in a tensor of"
+                f" shape {list(tensor.shape)}; expected finite logarithms, or -inf for a weight of 0."
             )
     try:
         batch = torch.broadcast_shapes(unaries.shape[:-2], transitions.batch_shape)
@@ -102,3 +113,9 @@ def check_possible(log_partition: Tensor) -> None:
             f"{none} of {log_partition.numel()} elements of the batch allow nothing at all (-inf in the"
             " unaries or the transitions, whatever is chosen): there is no distribution to speak of."
         )
+
+
+def log_probability(score: Tensor, log_partition: Tensor) -> Tensor:
+    """score - log Z, never above 0: where rounding puts it there, 0 with the gradient that it has."""
+    found = score - log_partition
+    return torch.where(found > 0, found - found.detach(), found)

@@ -21,6 +21,8 @@ def escalated(run: Run[Result], transitions: Transitions, unaries: Tensor) -> Re
 
     The whole batch is run again, not the elements alone that need it; results in float64 stay so.
     """
+    # what the given object has cached belongs to other values of its tensors, or to another gradient
+    transitions = transitions.with_tensors(transitions.tensors())
     result, lost = run(Sum(), transitions, unaries)
     if not _any(lost):
         return result

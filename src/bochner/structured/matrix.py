@@ -48,8 +48,10 @@ class Matrix:
     @cached_property
     def values(self) -> Tensor:
         """What is left between the scales, in [0, 1]."""
-        shift = self.row_scale.unsqueeze(-1) + self.column_scale.unsqueeze(-2)
-        return torch.exp(self.log - shift)
+        rest = self.log - self.row_scale.unsqueeze(-1)
+        if "column_scale" not in self.__dict__:
+            self.__dict__["column_scale"] = finite_maximum(rest, -2).squeeze(-2)
+        return rest.sub_(self.column_scale.unsqueeze(-2)).exp_()
 
     @cached_property
     def positive(self) -> bool:

@@ -56,6 +56,8 @@ def log_sum(log: Tensor, dim: int) -> Tensor:
 
 def safe_log(values: Tensor) -> Tensor:
     """log of values >= 0, -inf at 0, where its gradient is 0."""
+    if not values.requires_grad:
+        return values.log()
     some = values > 0
     return torch.where(some, torch.where(some, values, 1.0).log(), -math.inf)
 
@@ -93,6 +95,15 @@ class Semiring(ABC):
             lost = either(lost, message.doubt.logsumexp(dim=-1) > negligible)
             doubt = message.doubt - top.unsqueeze(-1)
         return Message(message.log - top.unsqueeze(-1), message.scale + top.double(), lost, doubt)
+
+    def weighted(self, message: Message, log_weights: Tensor) -> Message:
+        """`times`, settled: the step of a recursion, without a copy between the two."""
+        if message.doubt is not None:
+            return self.settled(self.times(message, log_weights))
+        log = message.log + log_weights
+        top = finite_maximum(log, -1)
+        scale = message.scale + top.squeeze(-1).double()
+        return Message(log.sub_(top), scale, message.lost)
 
     def choose(self, condition: Tensor, one: Message, other: Message) -> Message:
         """`one` in the elements of the batch where the condition [*b] holds, `other` elsewhere."""
@@ -179,10 +190,12 @@ class Sum(Semiring):
 
     def through(self, message: Message, matrix: Matrix) -> Message:
         """One matrix product of exp(message - maximum), between exact changes of scale."""
-        message = self.settled(self.times(message, matrix.row_scale))
+        message = self.weighted(message, matrix.row_scale)
         raw = row_times(torch.exp(message.log), matrix.values)
-        log = safe_log(raw) + matrix.column_scale
-        return Message(log, message.scale, message.lost, _doubts(message, matrix, raw.detach()))
+        doubt = _doubts(message, matrix, raw.detach())
+        # nobody else holds what was made here
+        log = safe_log(raw) if raw.requires_grad else raw.log_()
+        return Message(log.add_(matrix.column_scale), message.scale, message.lost, doubt)
 
     def _join(self, log: Tensor) -> Tensor:
         return log_sum(log, -1)
@@ -195,7 +208,7 @@ def _doubts(message: Message, matrix: Matrix, raw: Tensor) -> Tensor | None:
     if bool(raw.amin() < math.exp(known_to(raw.dtype))):
         lossy = (raw < math.exp(known_to(raw.dtype))) & _reached(message, matrix)
         lost = math.log(torch.finfo(raw.dtype).tiny) + math.log(matrix.log.shape[-2])
-        doubt = torch.where(lossy, lost, -math.inf)
+        doubt = torch.where(lossy, lost, torch.full_like(raw.detach(), -math.inf))
     if message.doubt is not None:
         top = finite_maximum(message.doubt, -1)
         passed = safe_log(row_times(torch.exp(message.doubt - top), matrix.values)) + top

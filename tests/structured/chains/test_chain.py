@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bochner.structured import Chain, Dense, LowRank, LowRankChain
+from bochner.structured import Chain, Dense, ExactChain, HybridChain, LowRank, LowRankChain
 from tests.structured import brute
+from tests.structured.allocations import largest_tensor
 from tests.structured.chain_cases import Case, cases, close, make_case, possible
 
 EXTREME = (100.0, 1000.0, 10_000.0)  # exp of these leaves float32 and float64
@@ -157,6 +158,22 @@ def test_a_certain_path_is_never_more_than_certain() -> None:
     assert rounded > 0
 
 
+def test_the_gradient_of_many_samples_is_no_larger_than_the_chain() -> None:
+    g = torch.Generator().manual_seed(0)
+    left, unaries = torch.randn(300, 4, generator=g), torch.randn(6, 300, generator=g)
+    unaries.requires_grad_()
+    chain = LowRankChain(left, left, unaries)
+    states = chain.sample((100,), generator=g)
+    with largest_tensor() as seen:
+        chain.log_prob(states).sum().backward()
+    assert seen.elements <= 100 * 6 * 4  # samples x steps x rank
+    # E[grad log p] = 0, and of the score alone the counts of the states
+    counts = torch.zeros(6, 300).index_put(
+        (torch.arange(6).expand(100, 6), states), torch.ones(100, 6), accumulate=True
+    )
+    assert torch.allclose(unaries.grad, counts - 100 * chain.marginals, atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     unaries = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
@@ -164,6 +181,36 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     found = Chain(Dense(table), unaries.to(dtype)).log_partition
     assert found.dtype == torch.float32
     close(found, brute.log_partition(table, unaries), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["low-rank", "hybrid", "exact"])
+def test_inference_mode_answers_what_no_grad_does(kind: str) -> None:
+    """Marginals and hidden entropies are gradients, which inference mode does not record."""
+    make = {
+        "low-rank": lambda a, u: LowRankChain(a, a, u),
+        "hybrid": lambda a, u: HybridChain.from_embeddings(
+            a, a, u, num_features=4, beam=2, generator=torch.Generator().manual_seed(0)
+        ),
+        "exact": lambda a, u: ExactChain.from_embeddings(a, a, u, stored_elements=0),
+    }[kind]
+    g = torch.Generator().manual_seed(1)
+    a, u = torch.randn(5, 3, generator=g), torch.randn(2, 4, 5, generator=g)
+    lengths = torch.tensor([4, 2])
+
+    def answers() -> list[torch.Tensor]:
+        chain = make(a.clone(), u.clone())
+        chain = Chain(chain.transitions, chain.unaries, lengths=lengths.clone())
+        found = [chain.log_partition, chain.marginals, chain.entropy(), chain.pairwise.dense(0)]
+        found += [chain.posterior_decode().states, chain.mode_pruned(2).states, chain.mode().states]
+        return [*found, *(chain.entropy_bracket() if kind == "low-rank" else ())]
+
+    expected = answers()
+    with torch.inference_mode():
+        found = answers()
+        chain = make(a.clone(), u.clone())
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(chain.marginals, make(a, u).marginals)  # made there, asked here
 
 
 def refused(message: str, *args: object, **options: object) -> None:
@@ -179,6 +226,15 @@ def test_errors_name_what_came_and_what_was_expected() -> None:
     refused(r"unaries holds NaN or \+inf", k, u + torch.inf)
     refused(r"unaries holds NaN or \+inf", k, u + torch.nan)
     refused(r"unaries are torch.float64, the transitions torch.float32", k, u.double())
+    for bad in (torch.nan, torch.inf):
+        features = torch.zeros(1, 3, 2).index_fill(-1, torch.tensor(1), bad)
+        refused(r"transitions \(LowRank\) hold NaN", LowRank(features, torch.zeros(1, 3, 2)), u)
+        refused(r"transitions \(LowRank\) hold NaN", LowRank(torch.zeros(1, 3, 2), features), u)
+        refused(r"transitions \(Dense\) hold NaN", Dense(torch.full((1, 3, 3), bad)), u)
+    refused(r"or nothing, in a tensor of shape", LowRank(*torch.zeros(2, 1, 3, 0)), u)
+    for wrong in ([0.0], torch.zeros(3), torch.zeros(3, 2, dtype=torch.long)):
+        with pytest.raises(TypeError, match="log_left is .*; expected a floating-point tensor"):
+            LowRankChain(wrong, torch.zeros(3, 2), u)  # type: ignore[arg-type]
     refused(r"do not broadcast", Dense(torch.zeros(3, 1, 3, 3)), u)
     refused(r"lengths must be a torch.Tensor of integers", k, u, lengths=torch.ones(2))
     refused(r"lengths has shape \[3\]; expected \[2\]", k, u, lengths=torch.tensor([1, 2, 3]))
@@ -209,3 +265,39 @@ def test_one_impossible_sequence_leaves_the_others_alone() -> None:
     assert all(bool(torch.isfinite(t.grad).all()) for t in leaf.leaves)
     with pytest.raises(ValueError, match="1 of 2 elements of the batch allow nothing"):
         _ = broken.chain.marginals
+
+
+def test_transitions_are_read_anew() -> None:
+    # as in a loop that makes the transitions once and whose optimiser writes to their features
+    g = torch.Generator().manual_seed(0)
+    left = torch.randn(1, 4, 2, generator=g, dtype=torch.float64)
+    unaries = torch.randn(3, 4, generator=g, dtype=torch.float64)
+    transitions = LowRank(left, left)
+    before = Chain(transitions, unaries).log_partition
+    left += 1.0
+    close(Chain(transitions, unaries).log_partition - before, torch.tensor(4.0))
+
+
+def test_a_table_is_read_entry_by_entry() -> None:
+    # not row by row: many samples would lay out [samples, T, X]
+    g = torch.Generator().manual_seed(0)
+    chain = Chain(Dense(torch.randn(1, 50, 50, generator=g)), torch.randn(9, 50, generator=g))
+    states = chain.sample((300,), generator=g)
+    with largest_tensor() as largest:
+        pairs = chain.transitions.log_potential(states[:, :-1], states[:, 1:])
+    assert largest.elements <= 2 * pairs.numel()
+    expected = chain.transitions.log_potentials[0, states[:, :-1], states[:, 1:]]
+    assert torch.equal(pairs, expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_another_default_dtype_changes_nothing(scale: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    features, unaries = (scale * torch.randn(*s, generator=g) for s in ((1, 6, 3), (7, 6)))
+    expected = Chain(LowRank(features, features), unaries).log_partition
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = Chain(LowRank(features, features), unaries).log_partition
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
+from bochner.structured import LowRankChain
 from bochner.structured.chains import pairwise as file
 from tests.structured.chain_cases import Case, cases, close, make_case, possible
 
@@ -101,6 +102,27 @@ def test_nothing_is_recorded() -> None:
     assert not pair.expectation(numbers(3, 1), numbers(3, 1)).requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.long])
+def test_vectors_of_another_dtype_are_computed_in_that_of_the_chain(dtype: torch.dtype) -> None:
+    chain = make_case(3, shape=(3, 3, 2, 1)).detached().to(torch.float32).chain
+    vectors = (8 * numbers(3, 2)).to(dtype)
+    pair, table = chain.pairwise, chain.pairwise.dense(0)
+    found = pair.matvec(0, vectors[:, 0])
+    assert found.dtype == torch.float32
+    close(found, table @ vectors[:, 0].float(), tolerance=1e-5)
+    expected = (vectors.float() * (table @ vectors.float())).sum()
+    close(pair.expectation(vectors, vectors)[..., 0], expected, tolerance=1e-5)
+
+
+def test_rows_of_a_batch_with_more_dimensions_than_the_states() -> None:
+    unaries, left = numbers(2, 3, 4, 3, 5), numbers(5, 2)
+    pair = LowRankChain(left, left, unaries).pairwise
+    states = torch.arange(12).view(3, 4) % 5
+    wide = pair.row(1, states.expand(2, 3, 4))
+    close(pair.row(1, states), wide)
+    close(pair.row(1, states.to(torch.uint8)), wide)
+
+
 def test_errors() -> None:
     case = make_case(4, shape=(3, 3, 2, 1))
     pair = case.chain.pairwise
@@ -113,6 +135,12 @@ def test_errors() -> None:
         pair.expectation(numbers(3), numbers(3))
     with pytest.raises(ValueError, match=r"g has shape \[3, 2\]; expected \[\*batch, 3, 1\]"):
         pair.expectation(numbers(3, 1), numbers(3, 2))
+    with pytest.raises(ValueError, match=r"vectors has shape \[2\]; expected .* 3\]"):
+        pair.matvec(0, numbers(2))
+    with pytest.raises(ValueError, match=r"states holds values from -1 to -1; expected 0..2"):
+        pair.row(0, torch.tensor(-1))
+    with pytest.raises(TypeError, match="states must be a torch.Tensor of integers, got int"):
+        pair.row(0, 1)  # type: ignore[arg-type]
     alone = make_case(4, shape=(1, 3, 2, 1)).chain.pairwise
     assert alone.expectation(numbers(3, 1), numbers(3, 1)).shape == (0,)
     nothing = Case(case.tensors, torch.full((3, 3), -torch.inf).double(), None)

@@ -181,3 +181,35 @@ def test_low_rank_equals_its_dense_form_on_a_larger_chain() -> None:
     one, other = (Chain(k, unaries, lengths=lengths) for k in (low, dense))
     close(one.log_partition, other.log_partition)
     close(one.marginals, other.marginals)
+
+
+@pytest.mark.parametrize("kind", ["low-rank", "dense"])
+@pytest.mark.parametrize("twice", [False, True])
+def test_segments_change_nothing(kind: str, twice: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages kept from the forward pass, or made again in rooms used again: the same gradients."""
+    found = []
+    for elements in (1 << 22, 0):  # one segment, segments of 4, 4, 4, 1 steps
+        monkeypatch.setattr(recursion, "_SEGMENT_ELEMENTS", elements)
+        case = make_case(5, size=2.0, kind=kind, shape=(13, 3, 2, 4), batches=((3,), ())).detached()
+        value = case.chain.log_partition.sum()
+        grads = torch.autograd.grad(value, case.leaves, retain_graph=twice)
+        if twice:
+            grads = torch.autograd.grad(value, case.leaves)
+        found.append(grads)
+    recorded = recorded_log_partition(LogSum(), *case.chain.flat()).sum()
+    expected = torch.autograd.grad(recorded, case.leaves)
+    for one, other, known in zip(*found, expected, strict=True):
+        close(one, known)
+        close(other, known)
+
+
+def test_a_message_is_not_written_over() -> None:
+    g = torch.Generator().manual_seed(0)
+    message = Sum().lift(torch.randn(2, 5, generator=g))
+    weights, before = torch.randn(2, 5, generator=g), message.log.clone()
+    together = Sum().weighted(message, weights)
+    apart = Sum().settled(Sum().times(message, weights))
+    Dense(torch.randn(1, 5, 5, generator=g)).forward(Sum(), message, 0)
+    assert torch.equal(message.log, before)
+    assert torch.equal(together.log, apart.log)
+    assert torch.equal(together.scale, apart.scale)

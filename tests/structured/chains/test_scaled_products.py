@@ -7,7 +7,7 @@ import torch
 
 from bochner.structured import Chain, Dense, LogSum, LowRank
 from bochner.structured.chains.recursion import recorded_log_partition
-from bochner.structured.chains.scaled_products import scaled_log_partition
+from bochner.structured.chains.scaled_products import _laid, scaled_log_partition
 
 
 def random_transitions(kind, states, blocks, scale, generator, dtype=torch.float64):
@@ -129,3 +129,26 @@ def test_what_is_lost_and_then_favoured_a_little_at_every_step_is_found(kind):
     double = k.double(), u.double(), torch.tensor(21)
     expected = float(recorded_log_partition(LogSum(), *double))
     assert float(Chain(k, u).log_partition) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])
+@pytest.mark.parametrize("steps", [5, 40])
+def test_layouts(batch, steps, generator, monkeypatch):
+    """Few sequences and many steps take another layout of the factors, and give the same log Z."""
+    laid = []
+
+    def spy(matrix, long_rows):
+        found = _laid(matrix, long_rows)
+        laid.append(max(range(2), key=lambda dim: found.shape[dim]) == found.stride().index(1))
+        return found
+
+    monkeypatch.setattr("bochner.structured.chains.scaled_products._laid", spy)
+    transitions = random_transitions("low rank", 9, 1, 1.0, generator)
+    before = [t.clone() for t in transitions.tensors()]
+    u = torch.randn(batch, steps, 9, generator=generator, dtype=torch.float64)
+    found, sure = scaled_log_partition(transitions, u)
+    expected = recorded_log_partition(LogSum(), transitions, u, torch.full((batch,), steps))
+    assert bool(sure.all())
+    assert torch.allclose(found, expected, rtol=1e-12)
+    assert laid == [batch < 4 and steps > 16] * 2
+    assert all(torch.equal(t, b) for t, b in zip(transitions.tensors(), before, strict=True))

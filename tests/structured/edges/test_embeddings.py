@@ -335,6 +335,9 @@ def test_errors() -> None:
         LowRankChain.from_embeddings(*parts, feature_map=[])
     with pytest.raises(TypeError, match="holds a int"):
         LowRankChain.from_embeddings(*parts, feature_map=[1])
+    other = bochner.make("positive", dim=2, num_features=16)
+    with pytest.raises(ValueError, match=r"maps of \[8, 16\] columns"):
+        LowRankChain.from_embeddings(*parts, feature_map=[phi, other])
     wrong = bochner.make("positive", dim=3, num_features=8)
     with pytest.raises(ValueError, match="expected dim=3"):
         LowRankChain.from_embeddings(*parts, feature_map=wrong)

@@ -112,6 +112,22 @@ def test_eta_is_its_sum_over_paths(cached: bool, monkeypatch: pytest.MonkeyPatch
     assert eta_of(law, log_potential, unaries, excess) == pytest.approx(wanted ** (1 / 3), rel=1e-9)
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_eta_of_potentials_beyond_float64(cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only path worth counting runs through an entry that the maximum of its row flushes to 0."""
+    if not cached:
+        monkeypatch.setattr(module, "_CACHED_ENTRIES", 0)
+        monkeypatch.setattr(module, "_BLOCK_ENTRIES", 2)
+    log_potential = torch.tensor([[0.0, -500.0], [0.0, 0.0]], dtype=torch.float64)
+    unaries = torch.tensor([[0.0, -5000.0], [-5000.0, 0.0]], dtype=torch.float64)
+    excess = torch.full((2, 2), 3.0, dtype=torch.float64)
+    law = PathLaw(log_potential, unaries)
+    assert eta_of(law, log_potential, unaries, excess) == pytest.approx(3 / 7, rel=1e-9)
+    excess[0, 1] = math.inf  # what leaves float64 in rho is no reason for NaN
+    excess[1, 1] = 0.0
+    assert eta_of(law, log_potential, unaries, excess) == math.inf
+
+
 def test_eta_with_a_beam_leaves_its_edges_out() -> None:
     log_potential, unaries = random_chain(4, 4, 3)
     excess = 0.5 + torch.rand(4, 4, generator=torch.Generator().manual_seed(1)).double()

@@ -140,9 +140,9 @@ def test_tables_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         [torch.randn(4, 9, generator=torch.Generator().manual_seed(k)) for k in range(3)]
     )
     whole = factor.dense()
-    monkeypatch.setattr("bochner.structured.grammars.factors._ELEMENTS", 128)
+    monkeypatch.setattr("bochner.structured.grammars.factors.MAX_ENTRIES", 128)
     torch.testing.assert_close(factor.dense(), whole)
-    monkeypatch.setattr("bochner.structured.grammars.factors._ELEMENTS", 63)
+    monkeypatch.setattr("bochner.structured.grammars.factors.MAX_ENTRIES", 63)
     with pytest.raises(ValueError, match="a table of 64 entries"):
         factor.dense()
 

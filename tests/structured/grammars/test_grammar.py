@@ -80,7 +80,7 @@ def test_it_is_a_distribution_over_sentences() -> None:
     [
         (torch.tensor([3]), ValueError, "words are from 3 to 3"),
         (torch.tensor([-1]), ValueError, "words are from -1 to -1"),
-        (torch.tensor([0.0]), TypeError, r"words has dtype torch\.float32"),
+        (torch.tensor([0.0]), TypeError, r"words is torch\.float32"),
     ],
 )
 def test_words_outside_the_vocabulary(words: Tensor, error: type[Exception], message: str) -> None:
@@ -89,3 +89,13 @@ def test_words_outside_the_vocabulary(words: Tensor, error: type[Exception], mes
         grammar(words)
     with pytest.raises(ValueError, match="rank=0"):
         Grammar(3, num_symbols=(1, 1), rank=0, generator=torch.Generator())
+
+
+def test_padding_is_not_read() -> None:
+    grammar = Grammar(3, num_symbols=(2, 2), rank=2, generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([3, 2])
+    padded = grammar(torch.tensor([[0, 1, 2], [1, 2, -1]]), lengths=lengths)
+    clean = grammar(torch.tensor([[0, 1, 2], [1, 2, 0]]), lengths=lengths)
+    torch.testing.assert_close(padded.log_partition, clean.log_partition)
+    with pytest.raises(ValueError, match="num_symbols=4; expected a pair"):
+        Grammar(3, num_symbols=4, rank=2, generator=torch.Generator())

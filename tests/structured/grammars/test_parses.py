@@ -62,3 +62,12 @@ def test_crossing_spans_of_the_right_number_are_refused() -> None:
 def test_text() -> None:
     spans = ((0, 0), (1, 1), (2, 2), (3, 3), (0, 1), (2, 3), (0, 3))
     assert brackets(chart(spans, 5), list("abcd")) == "((a b) (c d))"
+
+
+def test_brackets_of_what_is_not_one_tree_over_the_words() -> None:
+    spans = torch.eye(3, dtype=torch.bool)
+    spans[0, 1] = spans[0, 2] = True
+    with pytest.raises(ValueError, match=r"expected one chart \[n, n\]"):
+        brackets(spans[None], ["a", "b", "c"])
+    with pytest.raises(ValueError, match="parse covers 3 words, words holds 4"):
+        brackets(spans, ["a", "b", "c", "d"])

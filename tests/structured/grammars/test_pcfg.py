@@ -367,3 +367,29 @@ def test_the_gradient_of_a_sentence_without_a_parse_is_zero() -> None:
     assert total == -math.inf
     total.backward()
     assert torch.equal(words.grad, torch.zeros_like(words))
+
+
+def test_no_probability_exceeds_one() -> None:
+    # one symbol of each kind and two words: one parse, whose score is log Z up to rounding
+    parse = torch.tensor([[1, 0], [-1, 1]])
+    for seed in range(40):
+        rules = LowRankRules(*(weights(k, 3, seed=seed + 100 * k) for k in (1, 2, 2)))
+        trees = PCFG(rules, weights(2, seed=seed), weights(2, 1, seed=seed + 1000))
+        assert trees.log_prob(parse) <= 0
+        assert trees.log_prob(parse) > -1e-12
+
+
+def test_a_mode_of_many_rules_says_what_to_do_instead() -> None:
+    rules = LowRankRules(torch.zeros(300, 1), torch.zeros(600, 1), torch.zeros(600, 1))
+    with pytest.raises(ValueError, match=r"108000000 rules.*mbr_spans"):
+        PCFG(rules, torch.zeros(600), torch.zeros(3, 300)).mode()
+
+
+def test_inference_mode_is_named() -> None:
+    trees = PCFG(
+        LowRankRules(*(torch.zeros(k, 1) for k in (1, 2, 2))), torch.zeros(2), torch.zeros(3, 1)
+    )
+    with torch.inference_mode():
+        assert float(trees.log_partition.exp()) == pytest.approx(2.0)
+        with pytest.raises(RuntimeError, match=r"use torch\.no_grad\(\)"):
+            trees.mbr_spans()

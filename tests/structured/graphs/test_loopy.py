@@ -187,3 +187,43 @@ def test_nothing_allowed_and_errors() -> None:
     found = belief_propagation(path, torch.zeros(2, 2), Dense(torch.zeros(1, 2, 2)))
     with pytest.raises(ValueError, match="edge=1 is none of the 1 edges"):
         found.pairwise(1)
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3, 0.9])
+def test_it_has_not_converged_where_only_the_certain_beliefs_stand_still(damping: float) -> None:
+    # damped messages approach log-odds of thousands, long next to certain, and only then outweigh others
+    g = seeded(9)
+    settings = Sweeps(damping=damping, limit=2000, tolerance=1e-9)
+    for _ in range(40):
+        parents = random_parents(5, g)
+        path = PairwiseGraph(5, [(parents[c], c) for c in range(5) if parents[c] >= 0])
+        transitions = LowRank(*normal(2, 1, 2, 3, generator=g, spread=100.0))
+        unaries = normal(5, 2, generator=g, spread=100.0)
+        found = belief_propagation(path, unaries, transitions, sweeps=settings)
+        assert bool(found.converged)
+        tree = Tree(transitions, unaries, parents=parents)
+        close(found.log_partition, tree.log_partition, 1e-6)
+        close(found.marginals, tree.marginals, 1e-6)
+
+
+def test_states_that_are_forbidden_far_away_are_waited_for() -> None:
+    # the message (0, -inf) arrives after four sweeps; until then the nodes at the end stand still
+    chain = PairwiseGraph(5, [(t, t + 1) for t in range(4)])
+    unaries = torch.zeros(5, 2)
+    unaries[0, 1] = -math.inf
+    same = torch.full((2, 2), -math.inf).fill_diagonal_(0.0)[None]
+    found = belief_propagation(chain, unaries, Dense(same))
+    close(found.marginals, torch.tensor([1.0, 0.0]).expand(5, 2))
+
+
+def test_transitions_are_read_anew() -> None:
+    left = normal(1, 3, 2, generator=seeded(10)).float().requires_grad_()
+    transitions, path = LowRank(left, left), PairwiseGraph(2, [(0, 1)])
+    unaries = normal(2, 3, generator=seeded(11)).float()
+    before = belief_propagation(path, unaries, transitions)
+    before.log_partition.backward()
+    with torch.no_grad():
+        left += 1.0
+    after = belief_propagation(path, unaries, transitions)
+    after.log_partition.backward()
+    close(after.log_partition - before.log_partition, torch.tensor(2.0), 1e-5)

@@ -149,3 +149,23 @@ def test_errors() -> None:
         mean_field(graph, u, embeddings=(a, a), start=torch.ones(4, 3))
     with pytest.raises(ValueError, match="start has shape"):
         mean_field(graph, u, embeddings=(a, a), start=torch.ones(3, 3))
+    with pytest.raises(TypeError, match="embeddings: a has dtype torch.float64"):
+        mean_field(graph, u, embeddings=(a.double(), a))
+    with pytest.raises(TypeError, match="unaries has dtype torch.int64"):
+        mean_field(graph, u.long(), embeddings=(a, a))
+    with pytest.raises(ValueError, match="embeddings: b holds NaN"):
+        mean_field(graph, u, embeddings=(a, a * math.nan))
+
+
+def test_damping_does_not_hide_that_it_stands_far_from_the_optimum() -> None:
+    # old^damping new^(1 - damping) stays where the old is 0, and moves little where damping is near 1
+    graph, a = PairwiseGraph.grid(2, 2), torch.zeros(2, 1)
+    unaries = torch.tensor([0.0, 3.0]).expand(4, 2)
+    stuck = torch.tensor([1.0, 0.0]).expand(4, 2)
+    for sweeps, start in (
+        (Sweeps(damping=0.5), stuck),
+        (Sweeps(damping=1 - 1e-6), torch.full((4, 2), 0.5)),
+    ):
+        with pytest.warns(NotConvergedWarning):
+            found = mean_field(graph, unaries, embeddings=(a, a), start=start, sweeps=sweeps)
+        assert not bool(found.converged)

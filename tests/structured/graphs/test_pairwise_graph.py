@@ -43,6 +43,7 @@ def test_even_cycles_and_trees_need_two_colours() -> None:
         ([(0, 1), (1, 0)], "a pair of nodes twice"),
         (torch.zeros(2, 3).long(), r"expected integers \[E, 2\]"),
         (torch.zeros(2, 2), r"expected integers \[E, 2\]"),
+        ([(0.5, 1)], r"expected integers \[E, 2\]"),
     ],
 )
 def test_errors_of_edges(edges, message) -> None:

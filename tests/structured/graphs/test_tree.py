@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bochner.structured import Chain, Dense, LogBilinear, LowRank, Tree
+from bochner.structured import Chain, Dense, LogBilinear, LowRank, LowRankTransitions, Tree
 from tests.structured.brute_graphs import Graph, tree_graph
 from tests.structured.graph_cases import (
     forbidding,
@@ -279,3 +279,40 @@ def test_embeddings_on_the_fly_are_the_dense_table() -> None:
     close(fly.mode().log_score, table.mode().log_score)
     close(fly.pairwise(3).dense(), table.pairwise(3).dense())
     assert fly.sample((3,), generator=g).shape == (3, 2, 5)
+
+
+def test_no_probability_exceeds_one() -> None:
+    # one state: every score is log Z, up to the rounding of two different sums
+    g = seeded(12)
+    states = torch.zeros(4, dtype=torch.long)
+    for _ in range(40):
+        tree = Tree(
+            Dense(normal(1, 1, 1, generator=g)), normal(4, 1, generator=g), parents=[-1, 0, 0, 2]
+        )
+        assert tree.log_prob(states) <= 0
+        assert tree.log_prob(states) > -1e-12
+
+
+def test_transitions_are_read_anew() -> None:
+    # as after an optimiser's step, and differentiated a second time
+    left = normal(1, 3, 2, generator=seeded(13)).requires_grad_()
+    transitions, unaries = LowRank(left, left), normal(4, 3, generator=seeded(14))
+
+    def value() -> Tensor:
+        return Tree(transitions, unaries, parents=[-1, 0, 0, 1]).log_partition
+
+    before = value()
+    before.backward()
+    with torch.no_grad():
+        left += 1.0
+    after = value()
+    after.backward()
+    close(after - before, torch.tensor(6.0))
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(2, 2), LowRankTransitions(2, 1)])
+def test_what_is_no_transitions(wrong) -> None:
+    with pytest.raises(TypeError, match=r"expected Transitions: Dense\(log_potentials\)"):
+        Tree(wrong, torch.zeros(3, 2), parents=[-1, 0, 0])
+    with pytest.raises(TypeError, match="parents holds None"):
+        Tree(Dense(torch.zeros(1, 2, 2)), torch.zeros(3, 2), parents=[None, 0, 0])

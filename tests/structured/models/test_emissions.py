@@ -53,6 +53,15 @@ def test_samples_follow_the_softmax(monkeypatch, generator, categorical):
         assert stats.chi2.sf(statistic, 10) > 1e-7
 
 
+def test_samples_of_states_in_any_layout(categorical):
+    states = torch.arange(6).reshape(2, 3)
+    words, again = (
+        categorical.sample(s, generator=torch.Generator().manual_seed(0))
+        for s in (states.T, states.T.contiguous())
+    )
+    assert torch.equal(words, again)
+
+
 @pytest.mark.parametrize(
     ("observed", "error", "message"),
     [

@@ -9,6 +9,7 @@ import torch
 from bochner.structured import (
     HMM,
     CategoricalEmissions,
+    Emissions,
     FeatureTransitions,
     LowRankTransitions,
     SoftmaxTransitions,
@@ -168,7 +169,56 @@ def test_autocast_changes_nothing(generator):
         assert torch.equal(hmm.log_prob(observed), plain)
 
 
+class TableEmissions(Emissions):
+    """A table that is returned as it is, or a softmax, whose gradient reads what it has returned."""
+
+    def __init__(self, table, *, softmax):
+        super().__init__()
+        self.num_states, self.table, self.softmax = table.shape[-1], table, softmax
+
+    def log_prob(self, observations):
+        return self.table.log_softmax(-1) if self.softmax else self.table
+
+    def sample(self, states, *, generator):
+        return states
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_emissions_keep_what_they_return(generator, softmax):
+    table = torch.randn(6, 4, generator=generator, requires_grad=softmax)
+    before = table.detach().clone()
+    hmm = HMM(FeatureTransitions(4, 2), TableEmissions(table, softmax=softmax))
+    observed = torch.zeros(6, dtype=torch.long)
+    first = hmm.log_prob(observed)
+    assert torch.equal(hmm.log_prob(observed), first)
+    assert torch.equal(table.detach(), before)
+    first.backward()
+    assert not softmax or table.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_any_integers_are_words(generator, dtype):
+    hmm = low_rank_hmm(generator)
+    observed = torch.randint(5, (3, 4), generator=generator)
+    assert torch.equal(hmm.log_prob(observed.to(dtype)), hmm.log_prob(observed))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_in_half_precision(generator, kind, dtype):
+    hmm = kind(generator)
+    observed = torch.randint(5, (2, 4), generator=generator)
+    exact = hmm.log_prob(observed).float()
+    found = hmm.to(dtype).log_prob(observed)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, exact, atol=0.3)
+    found.sum().backward()
+    assert all(p.grad.dtype == dtype and p.grad.abs().max() > 0 for p in hmm.parameters())
+
+
 def test_parts_that_do_not_fit(generator):
+    with pytest.raises(ValueError, match="num_steps=0 must be an integer of at least 1"):
+        low_rank_hmm(generator).prior(0)
     emissions = CategoricalEmissions(3, 5)
     with pytest.raises(ValueError, match="LowRankTransitions has rows that do not sum to one"):
         HMM(LowRankTransitions(3, 2), emissions)
@@ -178,3 +228,49 @@ def test_parts_that_do_not_fit(generator):
         HMM(emissions, emissions)
     with pytest.raises(TypeError, match="emissions is FeatureTransitions; expected an? Emissions"):
         HMM(FeatureTransitions(3, 2), FeatureTransitions(3, 2))
+
+
+class Gaussians(Emissions):
+    """Vectors around a mean of each state."""
+
+    def __init__(self, num_states: int, dim: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.num_states = num_states
+        self.mean = torch.nn.Parameter(torch.randn(num_states, dim, generator=generator).double())
+
+    def log_prob(self, observations):
+        normal = torch.distributions.Normal(self.mean, 1.0)
+        return normal.log_prob(observations.unsqueeze(-2)).sum(-1)
+
+    def sample(self, states, *, generator):
+        return self.mean[states] + torch.randn(*states.shape, 2, generator=generator).double()
+
+
+def test_observations_may_be_vectors() -> None:
+    g = torch.Generator().manual_seed(5)
+    hmm = HMM(SoftmaxTransitions(3, 2, generator=g).double(), Gaussians(3, 2, g)).double()
+    observed = torch.randn(3, 4, 2, generator=g).double()
+    whole = hmm.log_prob(observed)
+    padded = observed.clone()
+    padded[1, 1:] = padded[2, 3:] = math.nan
+    found = hmm.log_prob(padded, lengths=LENGTHS)
+    for b, length in enumerate(LENGTHS.tolist()):
+        torch.testing.assert_close(found[b], hmm.log_prob(observed[b, :length]))
+    start, moves = hmm.start_logits.softmax(-1), dense(hmm.transitions)
+    alpha = start
+    for t in range(4):
+        alpha = (alpha if t == 0 else alpha @ moves) * hmm.emissions.log_prob(observed)[0, t].exp()
+    torch.testing.assert_close(whole[0], alpha.sum().log())
+    torch.testing.assert_close(hmm.perplexity(observed), torch.exp(-whole.sum() / 12))
+    assert hmm.sample(5, (2,), generator=g)[1].shape == (2, 5, 2)
+
+
+def test_errors_of_lengths() -> None:
+    hmm = low_rank_hmm(torch.Generator().manual_seed(6))
+    words = torch.zeros(2, 4, dtype=torch.long)
+    with pytest.raises(TypeError, match="lengths is list"):
+        hmm.log_prob(words, lengths=[4, 1])
+    with pytest.raises(ValueError, match=r"lengths has shape \[3\], observations \[2, 4\]"):
+        hmm.log_prob(words, lengths=LENGTHS)
+    with pytest.raises(TypeError, match="observations is list"):
+        hmm.log_prob([0, 1])

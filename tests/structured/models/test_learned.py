@@ -1,5 +1,7 @@
 """Learned transitions: what they stand for, dense, and what every row sums to."""
 
+import copy
+
 import pytest
 import torch
 
@@ -97,6 +99,26 @@ def test_features_of_any_size_still_sum_to_one(generator):
         part.after.mul_(200)
     chain = part.chain(torch.zeros(6, 50))
     assert chain.log_partition.item() == pytest.approx(torch.tensor(50.0).log().item(), abs=1e-4)
+
+
+def test_rare_ranks_are_not_impossible_ones(generator):
+    """Probabilities below the range of float32, as peaked logits make them."""
+    part = RankTransitions(4, 20, generator=generator)
+    with torch.no_grad():
+        part.left.mul_(150)
+        part.right.mul_(150)
+    exact = dense(copy.deepcopy(part).double()).log()
+    assert exact.min() < -110
+    found = part.chain(torch.zeros(2, 4)).transitions.log_block(0, slice(None))
+    assert torch.allclose(found.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_unaries_in_half_precision(generator, name):
+    part, unaries = parts(generator)[name], torch.randn(3, 5, generator=generator)
+    found = part.chain(unaries.bfloat16()).log_partition
+    assert found.dtype == torch.float32
+    assert torch.equal(found, part.chain(unaries.bfloat16().float()).log_partition)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from bochner.structured.arguments import (
     checked_lengths,
     checked_states,
     checked_unaries,
+    log_probability,
 )
 from bochner.structured.chains.decoding import Decoding
 from bochner.structured.chains.information import Bracket, Estimate
@@ -22,6 +23,7 @@ from bochner.structured.chains.recursion import log_partition
 from bochner.structured.chains.sampling import sample
 from bochner.structured.edges.transitions import Transitions
 from bochner.structured.errors.diagnose import Diagnosis, diagnose
+from bochner.structured.leaves import constant, constant_transitions
 
 
 class Chain:
@@ -74,6 +76,8 @@ class Chain:
         """Transitions, unaries [N, T, X] and lengths [N] with one batch dimension."""
         given = self.unaries if unaries is None else unaries
         transitions = self.transitions.flattened(self.batch_shape)
+        # with caches of its own: the tensors may have been written to (by an optimiser) since the last time
+        transitions = transitions.with_tensors(transitions.tensors())
         return transitions, given.reshape(-1, *given.shape[-2:]), self.lengths.reshape(-1)
 
     @property
@@ -97,18 +101,16 @@ class Chain:
         recorded = torch.is_grad_enabled() and (
             self.unaries.requires_grad or any(t.requires_grad for t in self.transitions.tensors())
         )
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             if recorded:
                 unaries, transitions = self.unaries, self.transitions
                 if not unaries.requires_grad:
-                    unaries = unaries.detach().requires_grad_()
+                    unaries = constant(unaries).requires_grad_()
             else:
-                unaries = self.unaries.detach().requires_grad_()
-                transitions = self.transitions.with_tensors(
-                    [t.detach() for t in self.transitions.tensors()]
-                )
-            flat = transitions.flattened(self.batch_shape), *self.flat(unaries)[1:]
-            value = log_partition(*flat)
+                unaries = constant(self.unaries).requires_grad_()
+                transitions = constant_transitions(self.transitions)
+            flat = transitions.flattened(self.batch_shape), unaries.reshape(-1, *unaries.shape[-2:])
+            value = log_partition(*flat, constant(self.lengths).reshape(-1))
             check_possible(value)
             (marginals,) = torch.autograd.grad(value.sum(), unaries, create_graph=recorded)
         return marginals
@@ -119,8 +121,11 @@ class Chain:
         Entries beyond the lengths are not read.
         """
         states = checked_states(states, self.there, self.num_states)
-        weights = self.unaries.expand(*states.shape, self.num_states)
-        found = weights.gather(-1, states.unsqueeze(-1)).squeeze(-1)
+        # by index: the gradient of a gather from what is expanded is as large as [*s, *b, T, X]
+        steps = torch.meshgrid(
+            *(torch.arange(n, device=states.device) for n in self.there.shape), indexing="ij"
+        )
+        found = self.unaries[(*steps, states)]
         total = torch.where(self.there, found, 0.0).double().sum(-1)
         if self.num_steps > 1:
             pairs = self.transitions.log_potential(states[..., :-1], states[..., 1:])
@@ -136,8 +141,7 @@ class Chain:
         """
         value = log_partition(*self.flat()).reshape(self.batch_shape)
         check_possible(value)
-        log_prob = (self.score(states) - value).to(self.unaries.dtype)
-        return torch.where(log_prob > 0, log_prob - log_prob.detach(), log_prob)
+        return log_probability(self.score(states), value).to(self.unaries.dtype)
 
     # -- more questions, each answered in a file of its own ------------------------------------------
     @property

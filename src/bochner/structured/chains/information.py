@@ -26,6 +26,7 @@ from bochner.structured.chains.expected import expected_log_ratio, expected_log_
 from bochner.structured.chains.messages import both_messages
 from bochner.structured.chains.recursion import log_partition
 from bochner.structured.chains.sampling import sample
+from bochner.structured.leaves import constant, constant_transitions
 from bochner.validation import check_count
 
 if TYPE_CHECKING:
@@ -183,7 +184,9 @@ def entropy_bracket(chain: Chain) -> Bracket:
         later = there[:, 1:].unsqueeze(-1)  # what does not exist may forbid everything
         left = torch.where(later, m.alpha[:, :-1], 0.0)
         right = torch.where(later, unaries[:, 1:] + m.beta[:, 1:], 0.0)
-        terms = bare.expected_log_terms(left, right)
+        with torch.inference_mode(False), torch.no_grad():
+            sides = constant(left), constant(right)
+            terms = constant_transitions(bare).expected_log_terms(*sides)
         value = value - torch.where(there[:, 1:], terms, 0.0).sum(-1)
     value = value.view(chain.batch_shape)
     width = (chain.lengths - 1) * math.log(transitions.num_terms)

@@ -43,6 +43,16 @@ class LowRankChain(Chain):
     def __init__(
         self, log_left: Tensor, log_right: Tensor, unaries: Tensor, *, lengths: Tensor | None = None
     ) -> None:
+        for name, log in (("log_left", log_left), ("log_right", log_right)):
+            if not isinstance(log, Tensor) or not log.is_floating_point() or log.ndim < 2:
+                got = (
+                    f"{log.dtype} {list(log.shape)}"
+                    if isinstance(log, Tensor)
+                    else type(log).__name__
+                )
+                raise TypeError(
+                    f"{name} is {got}; expected a floating-point tensor [*batch, X, m]."
+                )
         super().__init__(
             LowRank(log_left.unsqueeze(-3), log_right.unsqueeze(-3)), unaries, lengths=lengths
         )

@@ -74,14 +74,23 @@ class Pairwise:
     def row(self, edge: int, states: Tensor) -> Tensor:
         """p(x_edge = states, x_{edge+1} = .): integers [*s, *b] -> [*s, *b, X]."""
         left, right, rest, there = self._sides(edge)
-        batch = self._chain.batch_shape
+        batch, size = self._chain.batch_shape, self._chain.num_states
+        if not isinstance(states, Tensor) or states.is_floating_point():
+            got = states.dtype if isinstance(states, Tensor) else type(states).__name__
+            raise TypeError(f"states must be a torch.Tensor of integers, got {got}.")
+        if states.numel() and not 0 <= int(states.min()) <= int(states.max()) < size:
+            raise ValueError(
+                f"states holds values from {int(states.min())} to {int(states.max())}; expected"
+                f" 0..{size - 1}."
+            )
+        states = states.long()
         chosen = states.expand(torch.broadcast_shapes(states.shape, batch)).reshape(-1, len(left))
         elements = torch.arange(len(left), device=left.device).expand(chosen.shape)
         logs = self._parts[0].log_rows(edge, chosen.reshape(-1), elements.reshape(-1))
         logs = logs.view(*chosen.shape, -1) + right + left.gather(-1, chosen.T).T.unsqueeze(-1)
         shift = torch.where(there, rest, -torch.inf).to(logs.dtype)
         rows = torch.exp(logs + shift.unsqueeze(-1))
-        return rows.view(*states.shape[: states.ndim - len(batch)], *batch, -1)
+        return rows.view(*states.shape[: max(0, states.ndim - len(batch))], *batch, -1)
 
     def dense(self, edge: int) -> Tensor:
         """All of it, [*b, X, X]: for small X."""
@@ -115,9 +124,9 @@ class Pairwise:
                     f"{name} has shape {list(of.shape)}; expected [*batch, {size}, {f.shape[-1]}]: one row a"
                     " state (a function with one value: [X, 1])."
                 )
-        steps = self._chain.num_steps - 1
+        steps, dtype = self._chain.num_steps - 1, self._chain.unaries.dtype
         flat = [
-            of.expand(*batch, *of.shape[-2:]).reshape(-1, *of.shape[-2:]).movedim(-1, 0)
+            of.to(dtype).expand(*batch, *of.shape[-2:]).reshape(-1, *of.shape[-2:]).movedim(-1, 0)
             for of in (f, g)
         ]
         found = [
@@ -128,7 +137,7 @@ class Pairwise:
             for edge in range(steps)
         ]
         if not found:
-            return f.new_zeros(*batch, 0)
+            return self._chain.unaries.new_zeros(*batch, 0)
         return torch.stack([torch.as_tensor(value) for value in found], -1).reshape(*batch, steps)
 
     # -- how ------------------------------------------------------------------------------------------
@@ -139,6 +148,12 @@ class Pairwise:
 
     def _flat_call(self, edge: int, vectors: Tensor, *, transposed: bool) -> Tensor:
         batch, size = self._chain.batch_shape, self._chain.num_states
+        if vectors.shape[-1:] != (size,):
+            raise ValueError(
+                f"vectors has shape {list(vectors.shape)}; expected [*samples, *batch, {size}]: one number a"
+                " state."
+            )
+        vectors = vectors.to(self._chain.unaries.dtype)
         shape = torch.broadcast_shapes(vectors.shape, (*batch, size))
         flat = vectors.expand(shape).reshape(-1, self._parts[1].shape[0], size)
         return self._product(edge, flat, transposed=transposed).reshape(shape)

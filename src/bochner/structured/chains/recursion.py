@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bochner.structured.chains.scaled_products import scaled_log_partition
-from bochner.structured.edges.transitions import Transitions
-from bochner.structured.semirings import LogSum, Message, Semiring, Sum, log_sum
+from bochner.structured.edges.transitions import Transitions, peaked
+from bochner.structured.semirings import LogSum, Message, Semiring, Sum
 
 _SEGMENT_ELEMENTS = 1 << 22  # messages that a segment may always hold: 16 MB in float32
 
@@ -57,7 +57,7 @@ def forward_messages(
     yield message
     for step in range(first + 1, last + 1):
         moved = transitions.forward(semiring, message, step - 1)
-        moved = semiring.settled(semiring.times(moved, unaries[..., step, :]))
+        moved = semiring.weighted(moved, unaries[..., step, :])
         message = moved if step < shortest else semiring.choose(lengths > step, moved, message)
         yield message
 
@@ -132,20 +132,24 @@ class _LogPartition(torch.autograd.Function):
         ctx: Any, transitions: Transitions, lengths: Tensor, unaries: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         bare = transitions.with_tensors([t.detach() for t in tensors])
-        steps, sums = unaries.shape[-2], Sum()
+        steps, sums, wanted = unaries.shape[-2], Sum(), any(ctx.needs_input_grad)
         fits = _SEGMENT_ELEMENTS // max(1, unaries[:, 0].numel())
-        ctx.segment = max(math.isqrt(steps - 1) + 1, fits)
-        starts, message = [], None
+        segment = max(math.isqrt(steps - 1) + 1, fits)
+        starts: list[Message] = []
+        latest: _Stack | None = None
         part = Part.whole(unaries.detach(), lengths)
         for step, message in enumerate(forward_messages(sums, bare, part)):
-            if step % ctx.segment == 0:
+            at = step % segment
+            if at == 0:
                 starts.append(message)
-        assert message is not None
+                latest = _Stack.empty(message, min(segment, steps - step)) if wanted else None
+            if latest is not None:
+                latest.put(at, message)
         value = sums.total(message)
         lost = message.lost
         if lost is None:
             lost = torch.zeros_like(value, dtype=torch.bool)
-        ctx.bare, ctx.starts = bare, starts
+        ctx.bare, ctx.kept = bare, _Kept(starts, latest, segment)
         ctx.save_for_backward(lengths, value, unaries, *tensors)
         ctx.mark_non_differentiable(lost)
         return value, lost
@@ -158,7 +162,7 @@ class _LogPartition(torch.autograd.Function):
             transitions = ctx.bare.with_tensors(inputs[1:])
             return None, None, *_recorded_gradient(transitions, lengths, inputs, grad, wanted)
         grad = torch.where(torch.isfinite(value), grad, 0.0)
-        task = _Task(ctx.bare, ctx.starts, ctx.segment, lengths, inputs, value, wanted)
+        task = _Task(ctx.bare, ctx.kept, lengths, inputs, value, wanted)
         found, doubtful = task.gradient(grad)
         if not bool(doubtful.any()):
             return None, None, *found
@@ -181,12 +185,19 @@ def _recorded_gradient(
     return [next(left) if w else None for w in wanted]
 
 
+class _Kept(NamedTuple):
+    """Messages forward that are not made again: the first of every segment, and all of the last one."""
+
+    starts: list[Message]
+    latest: _Stack | None  # None where no gradient is wanted
+    segment: int
+
+
 class _Task(NamedTuple):
     """What a backward pass knows: inputs are the unaries [N, T, X] and the tensors of the transitions."""
 
     bare: Transitions
-    starts: list[Message]
-    segment: int
+    kept: _Kept
     lengths: Tensor
     inputs: list[Tensor]
     value: Tensor
@@ -195,57 +206,74 @@ class _Task(NamedTuple):
     def gradient(self, grad: Tensor) -> tuple[list[Tensor | None], Tensor]:
         """The gradients, and in which elements [N] the two messages disagree about log Z."""
         unaries, *_ = (t.detach() for t in self.inputs)
-        found = [
+        found: list[Tensor | None] = [
             torch.zeros_like(t) if w else None
-            for t, w in zip(self.inputs, self.wanted, strict=True)
+            for t, w in zip(self.inputs[1:], self.wanted[1:], strict=True)
         ]
+        found.insert(
+            0, torch.empty_like(unaries) if self.wanted[0] else None
+        )  # written step by step
+        starts, segment = self.kept.starts, self.kept.segment
+        # large, and new to the process each time they are asked for: used again by every segment
+        ahead = _Stack.empty(starts[0], segment if len(starts) > 1 else 0)
+        behind = _Stack.empty(starts[0], min(segment + 1, unaries.shape[1]))
         doubtful = torch.zeros_like(grad, dtype=torch.bool)
         beyond: Message | None = None
-        for number in reversed(range(len(self.starts))):
-            first = number * self.segment
-            last = min(first + self.segment, unaries.shape[1]) - 1
-            alphas = _Stack.of(
-                forward_messages(
-                    Sum(), self.bare, Part(unaries, self.lengths, first, last), self.starts[number]
-                )
-            )
+        for number in reversed(range(len(starts))):
+            first = number * segment
+            alphas = self._alphas(number, ahead)
+            last = first + alphas.log.shape[1] - 1
             # beta of the step after the segment comes first, where there is one
             stop = last if beyond is None else last + 1
             part = Part(unaries, self.lengths, first, stop)
-            betas = _Stack.of(reversed(list(backward_messages(Sum(), self.bare, part, beyond))))
-            beyond = Message(betas.log[:, 0], betas.scale[:, 0])
+            betas = behind.until(stop - first + 1)
+            for at, beta in enumerate(backward_messages(Sum(), self.bare, part, beyond)):
+                betas.put(stop - first - at, beta)
+            beyond = Message(beta.log, beta.scale)
             doubtful |= self._nodes(found, grad, alphas, betas.until(last - first + 1), first)
             if any(self.wanted[1:]) and stop > first:
                 doubtful |= self._edges(found, grad, alphas.until(stop - first), betas, first)
         return found, doubtful & (grad != 0)
 
+    def _alphas(self, number: int, room: _Stack) -> _Stack:
+        """The messages forward of a segment, in the room for them where they are not kept."""
+        starts, latest, segment = self.kept
+        if number == len(starts) - 1 and latest is not None:
+            return latest
+        first = number * segment
+        part = Part(self.inputs[0].detach(), self.lengths, first, first + segment - 1)
+        messages = forward_messages(Sum(), self.bare, part, starts[number])
+        for at, message in enumerate(messages):
+            room.put(at, message)
+        return room
+
     def _nodes(
         self, found: list[Tensor | None], grad: Tensor, alphas: _Stack, betas: _Stack, first: int
     ) -> Tensor:
-        """Add the marginals of the steps to the gradient by the unaries."""
-        both = alphas.log + betas.log
-        total = log_sum(both, -1)
-        steps = torch.arange(first, first + both.shape[1], device=both.device)
-        there = steps < self.lengths.unsqueeze(-1)
-        if found[0] is not None:
-            weight = torch.where(there, grad.unsqueeze(-1), 0.0).to(both.dtype)
-            safe = torch.where(torch.isfinite(total), total, 0.0).unsqueeze(-1)
-            found[0][:, first : first + both.shape[1]] = torch.exp(both - safe) * weight.unsqueeze(
-                -1
-            )
-        return self._disagree(total.double() + alphas.scale + betas.scale, there)
+        """Write the marginals of the steps to the gradient by the unaries."""
+        stop = first + alphas.log.shape[1]
+        there = torch.arange(first, stop, device=grad.device) < self.lengths.unsqueeze(-1)
+        both = None if found[0] is None else found[0][:, first:stop]
+        both = torch.add(alphas.log, betas.log, out=both)
+        weights, top = peaked(both)
+        total = weights.sum(-1)
+        factor = torch.where(there & (total > 0), grad.unsqueeze(-1) / total, 0.0)
+        weights *= factor.to(weights.dtype).unsqueeze(-1)  # where the gradient is wanted: in it
+        log = (total.log() + top).double()
+        return self._disagree(log + alphas.scale + betas.scale, there)
 
     def _edges(
         self, found: list[Tensor | None], grad: Tensor, alphas: _Stack, betas: _Stack, first: int
     ) -> Tensor:
-        """Add what the edges give to the gradients by the tensors of the transitions."""
+        """Add what the edges give to the gradients by the tensors of the transitions. Uses betas up."""
         count = alphas.log.shape[1]
         unaries = self.inputs[0].detach()
-        right = unaries[:, first + 1 : first + 1 + count] + betas.log[:, 1:]
+        right = betas.log[:, 1:].add_(unaries[:, first + 1 : first + 1 + count])
         edges = torch.arange(first + 1, first + 1 + count, device=right.device)
         there = edges < self.lengths.unsqueeze(-1)
         # what lies beyond the lengths may hold anything; it must not make 0 * inf below
-        right = torch.where(there.unsqueeze(-1), right, 0.0)
+        if not bool(there.all()):
+            right.masked_fill_(~there.unsqueeze(-1), 0.0)
         with torch.enable_grad():
             leaves = [
                 t.detach().requires_grad_(w)
@@ -310,10 +338,14 @@ class _Stack(NamedTuple):
     scale: Tensor
 
     @classmethod
-    def of(cls, messages: Iterable[Message]) -> _Stack:
-        """In the order in which they come."""
-        kept = list(messages)
-        return cls(torch.stack([m.log for m in kept], 1), torch.stack([m.scale for m in kept], 1))
+    def empty(cls, like: Message, count: int) -> _Stack:
+        """Room for so many messages."""
+        batch, states = like.log.shape
+        return cls(like.log.new_empty(batch, count, states), like.scale.new_empty(batch, count))
+
+    def put(self, at: int, message: Message) -> None:
+        """Fill one place."""
+        self.log[:, at], self.scale[:, at] = message.log, message.scale
 
     def until(self, count: int) -> _Stack:
         """The first `count`."""

@@ -26,15 +26,17 @@ from bochner.structured.edges.transitions import Transitions
 from bochner.structured.matrix import Matrix, finite_maximum
 
 _ELEMENTS = 1 << 20  # of weights that are exponentiated at once: 4 MB in float32
+_FEW = 3  # sequences whose products are bound by reading the factors from memory
+_REPAID = 16  # products with a factor after which another layout of it has paid
 
 
 class _Edge:
     """One block: factors in [0, 1], and the logarithms that belong to the states before and after."""
 
-    def __init__(self, factors: tuple[Matrix, ...]) -> None:
+    def __init__(self, factors: tuple[Matrix, ...], *, long_rows: bool) -> None:
         self.before = factors[0].row_scale
         self.after = factors[-1].column_scale
-        self.matrices = [factor.values for factor in factors]
+        self.matrices = [_laid(factor.values, long_rows) for factor in factors]
         self.least = float(self.matrices[0].amin())
         self.shift = 0.0
         for at, (one, other) in enumerate(pairwise(factors)):
@@ -53,12 +55,14 @@ def scaled_log_partition(transitions: Transitions, unaries: Tensor) -> tuple[Ten
     """log Z [N] in float64 and where it is sure, bool [N]; None for transitions without factors.
 
     Shapes:     unaries [N, T, X], all of length T; transitions without a batch.
-    Cost:       two thin products a step and three passes over [N, X].
+    Cost:       two thin products a step and three passes over [N, X]. For up to three sequences it is the
+                time in which the factors are read from memory, and a copy of each of them is made.
     """
-    edges = _edges(transitions, unaries.shape[1] - 1)
+    batch, steps, states = unaries.shape
+    uses = (steps - 1) // max(1, transitions.num_blocks)
+    edges = _edges(transitions, steps - 1, long_rows=batch <= _FEW and uses >= _REPAID)
     if edges is None:
         return None
-    batch, steps, states = unaries.shape
     info = torch.finfo(unaries.dtype)
     width = max((edge.width for edge in edges), default=1)
     favour = min((edge.least for edge in edges), default=1.0)
@@ -87,11 +91,22 @@ def scaled_log_partition(transitions: Transitions, unaries: Tensor) -> tuple[Ten
     return logs.sum(-1) + shifts + shift, (logs > math.log(least / favour)).all(-1)
 
 
-def _edges(transitions: Transitions, count: int) -> list[_Edge] | None:
+def _edges(transitions: Transitions, count: int, *, long_rows: bool) -> list[_Edge] | None:
     blocks = [transitions.factors(block) for block in range(min(transitions.num_blocks, count))]
     if any(factors is None for factors in blocks):
         return None
-    return [_Edge(factors) for factors in blocks if factors is not None]
+    return [_Edge(factors, long_rows=long_rows) for factors in blocks if factors is not None]
+
+
+def _laid(matrix: Tensor, long_rows: bool) -> Tensor:
+    """The same matrix; with `long_rows`, the longer of its dimensions is contiguous in memory.
+
+    A vector passes through it as fast as memory is read; through short rows at half of that.
+    """
+    if not long_rows:
+        return matrix
+    rows, columns = matrix.shape
+    return matrix.T.contiguous().T if rows > columns else matrix.contiguous()
 
 
 def _weights(unaries: Tensor, edges: list[_Edge], first: int, stop: int) -> tuple[Tensor, Tensor]:

@@ -88,6 +88,11 @@ class Budget:
             )
         if not maps:
             raise ValueError("feature_map is empty; give at least one map.")
+        sizes = sorted({phi.num_features for phi in maps})
+        if len(sizes) > 1:
+            raise ValueError(
+                f"feature_map holds maps of {sizes} columns; every block must have as many as the others."
+            )
 
     def check(self, positive: str | None) -> None:
         """Raise ValueError for maps that do not estimate exp(a.b) or, where `positive` says who needs

@@ -148,6 +148,10 @@ class Transitions(ABC):
 
     def picked(self, tensor: Tensor, states: Tensor) -> Tensor:
         """tensor [*batch_shape, blocks, X, ...] at (edge's block, state) for states [*s, *b, E]."""
+        return tensor[(*self.places(states), states)]
+
+    def places(self, states: Tensor) -> tuple[Tensor, ...]:
+        """Indices of the batch and of the edge's block for states [*s, *b, E], to be followed by states."""
         edges = states.shape[-1]
         block = torch.arange(edges, device=states.device) % self.num_blocks
         lead = len(self.batch_shape)
@@ -157,7 +161,7 @@ class Transitions(ABC):
             else torch.zeros((), dtype=torch.long, device=states.device)
             for at, size in enumerate(self.batch_shape)
         ]
-        return tensor[(*places, block, states)]
+        return (*places, block)
 
 
 class Dense(Transitions):
@@ -214,8 +218,8 @@ class Dense(Transitions):
 
     def log_potential(self, before: Tensor, after: Tensor) -> Tensor:
         """Read from the table."""
-        rows = self.picked(self.log_potentials, before)
-        return rows.gather(-1, after.expand(before.shape).unsqueeze(-1)).squeeze(-1)
+        before, after = torch.broadcast_tensors(before, after)
+        return self.log_potentials[(*self.places(before), before, after)]
 
     def log_block(self, edge: int, rows: slice) -> Tensor:
         """Read from the table."""
@@ -248,9 +252,9 @@ class Dense(Transitions):
 
 
 def peaked(log: Tensor) -> tuple[Tensor, Tensor]:
-    """(exp(log - top), top) with top [*b] the largest logarithm of every row."""
+    """(exp(log - top), top) with top [*b] the largest logarithm of every row; written over `log`."""
     top = finite_maximum(log, -1)
-    return torch.exp(log - top), top.squeeze(-1)
+    return log.sub_(top).exp_(), top.squeeze(-1)
 
 
 def expected_logs(transitions: Transitions, left: Tensor, right: Tensor) -> Tensor:

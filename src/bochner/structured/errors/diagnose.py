@@ -267,6 +267,13 @@ def _advice(verdict: str, times_too_few: float, sizes: Sizes, *, hybrid: bool) -
         if stored
         else "exact inference blockwise (|X|^2 time, little memory), a beam where the unaries are sharp"
     )
+    if times_too_few > _RESCUED and hybrid:
+        return (
+            "outside the beams the features are far off. Paths that leave the beams weigh little where the"
+            " unaries are sharp, and log Z^ is then often better than this (chi says how much of the law"
+            " leaves them; eta counts rare draws, whatever they weigh): compare a few draws, widen the"
+            f" beam, or use {exact}."
+        )
     if times_too_few > _RESCUED:
         return (
             "random features do not rescue potentials as peaked as these, and no affordable number of"

@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 _CACHED_ENTRIES = 1 << 22
 _BLOCK_ENTRIES = 1 << 22
+_HELD = 600.0  # between logarithms whose exponentials float64 holds side by side
 
 
 def noise_ratio(
@@ -71,6 +73,35 @@ def _step(through: _Through, message: Tensor, beam: Tensor | None, edge: int) ->
     return torch.logaddexp(rest, start.masked_fill(ends, -torch.inf))
 
 
+class _Rows(NamedTuple):
+    """exp(logs) = values * exp(shift) of some rows, [r, X] and [r]; span: between the logs of a row."""
+
+    logs: Tensor
+    values: Tensor
+    shift: Tensor
+    span: Tensor
+
+    @classmethod
+    def of(cls, logs: Tensor) -> _Rows:
+        """The shifts are the rows' maxima."""
+        top = logs.amax(-1, keepdim=True)
+        span = (top - logs).masked_fill(logs == -torch.inf, 0.0).amax()
+        shift = torch.where(torch.isinf(top), 0.0, top)
+        return cls(logs, torch.exp(logs - shift), shift.squeeze(-1), span)
+
+    def summed(self, message: Tensor) -> Tensor:
+        """log sum_x exp(message(x) + logs(x, y)); from logarithms where float64 does not hold them all."""
+        sides = message + self.shift
+        top = sides.amax()
+        if bool(top == -torch.inf):
+            return torch.full_like(self.logs[0], -torch.inf)
+        low = torch.where(sides == -torch.inf, top, sides).amin()
+        if bool(top - low + self.span < _HELD):
+            return torch.log(torch.exp(sides - top) @ self.values) + top
+        terms = message.unsqueeze(-1) + self.logs
+        return torch.logsumexp(terms.masked_fill(self.logs == -torch.inf, -torch.inf), dim=0)
+
+
 class _Through:
     """Log-messages through exp(rows), kept where they fit."""
 
@@ -78,29 +109,18 @@ class _Through:
         self, log_rows: Callable[[Tensor], Tensor], states: int, device: torch.device
     ) -> None:
         self._log_rows, self._states, self._device = log_rows, states, device
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._kept: _Rows | None = None
         if states**2 <= _CACHED_ENTRIES:
-            self._kept = self._block(torch.arange(states, device=device))
+            self._kept = self._rows(torch.arange(states, device=device))
 
-    def _block(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """exp(rows - shift), shift [r, 1] the rows' maxima."""
-        logs = self._log_rows(rows).double()
-        shift = logs.amax(-1, keepdim=True)
-        shift = torch.where(torch.isinf(shift), 0.0, shift)
-        return torch.exp(logs - shift), shift
+    def _rows(self, which: Tensor) -> _Rows:
+        return _Rows.of(self._log_rows(which).double())
 
     def __call__(self, message: Tensor) -> Tensor:
         if self._kept is not None:
-            return self._summed(message, *self._kept)
+            return self._kept.summed(message)
         size = max(1, _BLOCK_ENTRIES // self._states)
         total = torch.full_like(message, -torch.inf)
-        for rows in torch.arange(self._states, device=self._device).split(size):
-            total = torch.logaddexp(total, self._summed(message[rows], *self._block(rows)))
+        for which in torch.arange(self._states, device=self._device).split(size):
+            total = torch.logaddexp(total, self._rows(which).summed(message[which]))
         return total
-
-    def _summed(self, message: Tensor, values: Tensor, shift: Tensor) -> Tensor:
-        logs = message + shift.squeeze(-1)
-        top = logs.amax()
-        if bool(torch.isinf(top)) and bool(top < 0):
-            return torch.full_like(values[0], -torch.inf)
-        return torch.log(torch.exp(logs - top) @ values) + top

@@ -26,7 +26,7 @@ from bochner.request import Request
 from bochner.structured.semirings import log_sum
 from bochner.validation import check_count, check_finite, check_points
 
-_ELEMENTS = 1 << 24  # of a dense table that is still built: 128 MB in float64
+MAX_ENTRIES = 1 << 24  # of a dense table that is still built: 128 MB in float64
 
 
 class Factor:
@@ -142,13 +142,13 @@ class Factor:
         Raises:     ValueError for more than 2^24 entries.
         """
         entries = math.prod(self.sizes) * math.prod(self.batch_shape)
-        if entries > _ELEMENTS:
+        if entries > MAX_ENTRIES:
             raise ValueError(
-                f"a table of {entries} entries; dense() stops at {_ELEMENTS}. Ask for the entries that"
+                f"a table of {entries} entries; dense() stops at {MAX_ENTRIES}. Ask for the entries that"
                 " are needed with log_value(states)."
             )
         total: Tensor | None = None
-        step = max(1, _ELEMENTS // entries)
+        step = max(1, MAX_ENTRIES // entries)
         for start in range(0, self.rank, step):
             block = slice(start, start + step)
             part = log_sum(outer([f[..., block] for f in self.log_factors]), -1)

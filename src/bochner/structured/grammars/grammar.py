@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bochner.structured.arguments import checked_lengths
 from bochner.structured.grammars.pcfg import PCFG
 from bochner.structured.grammars.rules import LowRankRules
 from bochner.validation import check_count
@@ -43,6 +44,10 @@ class Grammar(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
+        if isinstance(num_symbols, int) or len(num_symbols) != 2:
+            raise ValueError(
+                f"num_symbols={num_symbols!r}; expected a pair: nonterminals, preterminals."
+            )
         nonterminals, preterminals = num_symbols
         self.num_words = check_count("num_words", num_words)
         check_count("num_symbols[0]", nonterminals)
@@ -64,13 +69,18 @@ class Grammar(nn.Module):
         return LowRankRules.normalised(self.head, self.left, self.right)
 
     def forward(self, words: Tensor, *, lengths: Tensor | None = None) -> PCFG:
-        """The parses of sentences; words at and after lengths are ignored, but must be in range."""
-        if words.is_floating_point() or words.dtype == torch.bool:
-            raise TypeError(f"words has dtype {words.dtype}; expected integers.")
+        """The parses of sentences; words at and after lengths are not read."""
+        if not isinstance(words, Tensor) or words.is_floating_point() or words.dtype == torch.bool:
+            kind = words.dtype if isinstance(words, Tensor) else type(words).__name__
+            raise TypeError(f"words is {kind}; expected a tensor of integers.")
+        if lengths is not None:
+            lengths = checked_lengths(lengths, words.unsqueeze(-1))
+            there = torch.arange(words.shape[-1], device=words.device) < lengths.unsqueeze(-1)
+            words = words.masked_fill(~there, 0)
         if words.numel() and not 0 <= int(words.min()) <= int(words.max()) < self.num_words:
             raise ValueError(
                 f"words are from {int(words.min())} to {int(words.max())}; expected 0 to"
-                f" {self.num_words - 1} (pad with 0: lengths say where a sentence ends)."
+                f" {self.num_words - 1} (padding is not read: give `lengths`)."
             )
         log_emission = torch.log_softmax(self.emission, dim=-1).transpose(-1, -2)
         unaries = nn.functional.embedding(words, log_emission)

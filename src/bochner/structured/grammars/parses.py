@@ -106,6 +106,7 @@ def log_weights(
 def brackets(parse: Tensor, words: list[str]) -> str:
     """One parse or bracketing [n, n] as a line of text.
 
+    Raises:     ValueError for a batch, or a tree over more or fewer words than are given.
     Example:
         >>> spans = torch.eye(3).bool()
         >>> spans[1, 2] = spans[0, 2] = True
@@ -113,6 +114,15 @@ def brackets(parse: Tensor, words: list[str]) -> str:
         '(dogs (chase cats))'
     """
     there = parse if parse.dtype == torch.bool else parse >= 0
+    if there.ndim != 2:
+        raise ValueError(
+            f"parse has shape {list(parse.shape)}; expected one chart [n, n]: parse[i]."
+        )
+    covered = int(there.diagonal().sum())
+    if covered != len(words):
+        raise ValueError(
+            f"parse covers {covered} words, words holds {len(words)}: pass words[:length] of the sentence."
+        )
 
     def text(first: int, last: int) -> str:
         if first == last:

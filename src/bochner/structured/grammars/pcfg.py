@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from bochner.structured.arguments import check_possible, checked_lengths
+from bochner.structured.arguments import check_possible, checked_lengths, log_probability
 from bochner.structured.chains.information import Estimate
 from bochner.structured.grammars.chart import Chart, inside
+from bochner.structured.grammars.factors import MAX_ENTRIES
 from bochner.structured.grammars.grammar_arguments import check_sizes, check_spans
 from bochner.structured.grammars.parse_sampling import sampled
 from bochner.structured.grammars.parses import check_parses, log_weights
@@ -25,7 +26,7 @@ class PCFG:
 
     With normalised rules, root and emissions it is a PCFG, and `log_partition` the log-likelihood of the
     sentence; any other weights give a weighted grammar. In both, `log_prob` is that of a parse given the
-    sentence, and never positive (but for rounding). A parse is a chart [n, n] (see
+    sentence, and never positive. A parse is a chart [n, n] (see
     `bochner.structured.grammars.parses`).
 
     Shapes:     log_root [*b, S]: -inf for symbols that no sentence has at its top (in the usual
@@ -138,13 +139,13 @@ class PCFG:
         return total.view(lead)
 
     def log_prob(self, parses: Tensor) -> Tensor:
-        """Log-probability of parses [*s, *b, n, n] given their sentences, [*s, *b]; never positive.
+        """Log-probability of parses [*s, *b, n, n] given their sentences, [*s, *b]; at most 0.
 
         Raises:     ValueError for a chart that is not a binary tree, or a sentence without parses.
         """
         total = self._log_partition
         check_possible(total)
-        return (self._score(parses) - total).to(self.unaries.dtype)
+        return log_probability(self._score(parses), total).to(self.unaries.dtype)
 
     def entropy_sampled(self, num_samples: int, *, generator: torch.Generator) -> Estimate:
         """Entropy of the parses in nats, from samples, with its interval; a constant to autograd.
@@ -187,7 +188,14 @@ class PCFG:
         Raises:     ValueError for a sentence that has no parse, or a table of more than 2^24 rules.
         """
         with torch.no_grad():
-            table = LowRankRules.from_dense(self.rules.low_rank.dense())
+            rules = self.rules.low_rank
+            entries = rules.num_nonterminals * rules.num_symbols**2 * math.prod(rules.batch_shape)
+            if entries > MAX_ENTRIES:
+                raise ValueError(
+                    f"mode() writes out all {entries} rules and stops at {MAX_ENTRIES}. For larger"
+                    " grammars take mbr_spans() or mbr_labels(), or the likeliest of many samples."
+                )
+            table = LowRankRules.from_dense(rules.dense())
             best = self._labels(self._posterior(table, Max())).max(-1)
             return torch.where(best.values > 0.5, best.indices, -1)
 
@@ -222,6 +230,11 @@ class PCFG:
 
     def _posterior(self, rules: Rules, semiring: Semiring) -> list[Tensor]:
         """d log Z / d log-weight of the message of every span, by width: [*b, n - w + 1, n]."""
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "marginals of parses are derivatives of log Z, which torch.inference_mode() rules out; use"
+                " torch.no_grad()."
+            )
         graph = torch.is_grad_enabled() and self._requires_grad
         with torch.enable_grad():
             # a sum of zeros makes the recursion differentiable where no weight asks for it

@@ -64,8 +64,10 @@ class Forest:
 
 
 def _checked(parents: Tensor | Sequence[int]) -> Tensor:
+    if not isinstance(parents, Tensor) and any(parent is None for parent in parents):
+        raise TypeError("parents holds None; expected integers, -1 for a root.")
     found = torch.as_tensor(parents)
-    if found.is_floating_point() or found.ndim != 1 or len(found) == 0:
+    if found.is_floating_point() or found.dtype == torch.bool or found.ndim != 1 or len(found) == 0:
         raise ValueError(
             f"parents has shape {list(found.shape)} and dtype {found.dtype}; expected integers [T] with"
             " T >= 1: the parent of every node, -1 for a root."

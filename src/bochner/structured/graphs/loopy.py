@@ -35,8 +35,8 @@ class Beliefs:
     """What belief propagation found.
 
     Shapes:     marginals [*b, N, X], the beliefs; log_partition [*b], Bethe's approximation of log Z,
-                differentiable; converged [*b], residual [*b] (the largest total variation between a
-                message and its update); iterations: sweeps done.
+                differentiable; converged [*b], residual [*b] (no belief moves by more, in total variation,
+                when one message takes its next update); iterations: sweeps done.
     """
 
     marginals: Tensor
@@ -110,7 +110,9 @@ def belief_propagation(
         c.movedim(0, -2).reshape(*batch, -1, unaries.shape[-1])
         for c in (cavities[behind], cavities[:ahead])
     )
-    value = _bethe(graph, flat, found, in_dtype(transitions, messages.dtype), (lefts, rights))
+    # with caches of its own: two results share no graph
+    given = in_dtype(transitions.with_tensors(transitions.tensors()), messages.dtype)
+    value = _bethe(graph, flat, found, given, (lefts, rights))
     beliefs = _at_nodes(graph, messages) + flat.detach()
     marginals = torch.softmax(beliefs, dim=-1).movedim(0, -2).reshape(unaries.shape)
     return Beliefs(
@@ -179,9 +181,18 @@ def _lost(semiring: Semiring, state: _State) -> Tensor | None:
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:
-    """Total variation between two families of messages, normalised; 0 where one is 0 throughout."""
-    moved = (torch.softmax(one, dim=-1) - torch.softmax(other, dim=-1)).abs().sum(dim=-1) / 2
-    return moved.nan_to_num(nan=0.0)
+    """tanh(D / 4), D the range of log(one / other): how far a belief can move, whatever it is made of.
+
+    The distance of the messages themselves would not do: two that are both next to certain look equal,
+    and what else arrives may outweigh the one and not the other. What rounding moves counts as 0.
+    """
+    both = (one == -torch.inf) & (other == -torch.inf)
+    apart = torch.where(both, 0.0, one - other)
+    largest = torch.where(both, -torch.inf, apart).amax(dim=-1)
+    smallest = torch.where(both, torch.inf, apart).amin(dim=-1)
+    size = torch.where(one == -torch.inf, 0.0, one).abs().amax(dim=-1)
+    rounding = 8 * torch.finfo(one.dtype).eps * (1 + size)
+    return torch.tanh((largest - smallest - rounding).clamp_min(0.0).nan_to_num(nan=0.0) / 4)
 
 
 def _mixed(semiring: Semiring, old: Message, new: Message, damping: float) -> Message:

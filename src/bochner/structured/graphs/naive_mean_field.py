@@ -72,10 +72,11 @@ def mean_field(
             residual = torch.zeros_like(residual)
             for colour in colours:
                 new = colour.updated(q, unaries, a, b)
-                if sweeps.damping:
-                    new = _damped(q[..., colour.nodes, :], new, sweeps.damping)
+                # of the whole update: a damped one is small wherever it is
                 moved = (new - q[..., colour.nodes, :]).abs().sum(dim=-1) / 2
                 residual = torch.maximum(residual, moved.amax(dim=-1))
+                if sweeps.damping:
+                    new = _damped(q[..., colour.nodes, :], new, sweeps.damping)
                 q = q.index_copy(-2, colour.nodes, new)
             iterations += 1
     converged = residual <= sweeps.tolerance
@@ -145,6 +146,13 @@ def _checked(
     graph: PairwiseGraph, unaries: Tensor, embeddings: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     a, b = embeddings
+    for name, values in (("unaries", unaries), ("embeddings: a", a), ("embeddings: b", b)):
+        if values.dtype != unaries.dtype or values.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"{name} has dtype {values.dtype}; expected float32, or float64, for unaries, a and b."
+            )
+        if not bool((values.detach() < torch.inf).all()):
+            raise ValueError(f"{name} holds NaN or +inf; expected finite numbers.")
     if unaries.ndim < 2 or unaries.shape[-2] != graph.num_nodes:
         raise ValueError(
             f"unaries has shape {list(unaries.shape)}; expected [*b, {graph.num_nodes}, X], a row for"

@@ -66,7 +66,7 @@ class PairwiseGraph:
 
 
 def _checked_edges(edges: Tensor | Sequence[tuple[int, int]], num_nodes: int) -> Tensor:
-    found = torch.as_tensor(edges, dtype=None if isinstance(edges, Tensor) else torch.long)
+    found = torch.as_tensor(edges)
     if found.numel() == 0:
         return torch.zeros(0, 2, dtype=torch.long)
     if found.is_floating_point() or found.ndim != 2 or found.shape[1] != 2:

@@ -13,7 +13,9 @@ from bochner.structured.arguments import (
     checked_lengths,
     checked_states,
     checked_unaries,
+    log_probability,
 )
+from bochner.structured.chains.information import Estimate
 from bochner.structured.edges.transitions import Transitions
 from bochner.structured.escalation import escalated, in_dtype
 from bochner.structured.graphs.blockwise import Blockwise
@@ -23,6 +25,7 @@ from bochner.structured.graphs.semi_markov_marginals import BothWays, both_ways
 from bochner.structured.graphs.semi_markov_recursion import Backwards, Weights, backwards, forwards
 from bochner.structured.graphs.walks import Choice, Drawn, Heaviest
 from bochner.structured.semirings import Max, Semiring
+from bochner.validation import check_count
 
 
 class Segmentation(NamedTuple):
@@ -151,6 +154,12 @@ class SemiMarkov:
             score = score + here * each
         return self._log_partition().detach() - score
 
+    def entropy_sampled(self, num_samples: int, *, generator: torch.Generator) -> Estimate:
+        """-E log p from exact samples, unbiased, with a 95 % interval: [*b]."""
+        drawn = self.sample((check_count("num_samples", num_samples),), generator=generator)
+        with torch.no_grad():
+            return Estimate.over(-self.log_prob(drawn))
+
     # -- single segmentations -------------------------------------------------------------------------
     def score(self, segmentation: Segmentation) -> Tensor:
         """Logarithm of the weight before normalisation, [*s, *b] in float64; -inf for a segment longer
@@ -173,10 +182,13 @@ class SemiMarkov:
         return total
 
     def log_prob(self, segmentation: Segmentation) -> Tensor:
-        """log p <= 0, to rounding: [*s, *b]."""
+        """log p <= 0: [*s, *b].
+
+        Raises:     ValueError if no segmentation of some element is allowed.
+        """
         value = self._log_partition()
         check_possible(value)
-        return (self.score(segmentation) - value).to(self.unaries.dtype)
+        return log_probability(self.score(segmentation), value).to(self.unaries.dtype)
 
     def sample(
         self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator

@@ -17,10 +17,11 @@ class NotConvergedWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Sweeps:
-    """At most `limit` sweeps over the graph, until no marginal or message moves by more than `tolerance`.
+    """At most `limit` sweeps over the graph, until no update moves a marginal by more than `tolerance`.
 
-    Arguments:  tolerance: total variation between two sweeps; damping: how much of the old message (its
-                logarithm) stays, 0 <= damping < 1 - what stops loopy belief propagation from swinging.
+    Arguments:  tolerance: total variation, by an update without damping; damping: how much of the old
+                message (its logarithm) stays, 0 <= damping < 1 - what stops loopy belief propagation
+                from swinging.
     Example:
         >>> Sweeps(limit=50, damping=0.5)
         Sweeps(limit=50, tolerance=1e-05, damping=0.5)

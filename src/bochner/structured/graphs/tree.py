@@ -13,6 +13,7 @@ from bochner.structured.arguments import (
     checked_lengths,
     checked_states,
     checked_unaries,
+    log_probability,
 )
 from bochner.structured.chains.decoding import Decoding
 from bochner.structured.chains.information import Estimate
@@ -172,10 +173,13 @@ class Tree:
         return total
 
     def log_prob(self, states: Tensor) -> Tensor:
-        """log p(states) <= 0, to rounding: states [*s, *b, T] -> [*s, *b]."""
+        """log p(states) <= 0: states [*s, *b, T] -> [*s, *b].
+
+        Raises:     ValueError if no configuration of some element is allowed.
+        """
         value = self.log_partitions.sum(dim=-1)
         check_possible(value)
-        return (self.score(states) - value).to(self.unaries.dtype)
+        return log_probability(self.score(states), value).to(self.unaries.dtype)
 
     def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator) -> Tensor:
         """Exact draws, the roots first: states [*sample_shape, *b, T], 0 for nodes that do not exist.

@@ -34,7 +34,8 @@ class CRF(nn.Module):
     Cost:       table O(b T C^2) time, no memory of [b, C, C]; low rank O(b T C m).
     Raises:     ValueError or TypeError, naming the argument, for shapes, tags, masks that do not fit.
     Differs:    from pytorch-crf 0.7.2: a mask must be True up to a length and False after it (there,
-                positions in the middle could be left out); tags that the mask hides may hold anything;
+                positions in the middle could be left out); tags that the mask hides may hold anything,
+                emissions there anything but NaN and +inf;
                 `decode` of two equally good paths may return the other one; emissions in half precision
                 are not added up in half precision. More: `marginals`, `posterior_decode`, `chain`.
     Example:
@@ -119,7 +120,10 @@ class CRF(nn.Module):
     def decode(
         self, emissions: Float[Tensor, "..."], mask: Tensor | None = None
     ) -> list[list[int]]:
-        """The best path of every sequence (Viterbi), O(T C^2) time whatever the transitions are."""
+        """The best path of every sequence (Viterbi), O(T C^2) time whatever the transitions are.
+
+        For thousands of tags: `posterior_decode`, or `chain(emissions, mask).mode_pruned(beam)`.
+        """
         with torch.no_grad(), _full_precision(emissions):
             chain, shown = self._chain(emissions, mask)
             return _lists(chain.mode().states, shown)
@@ -175,6 +179,10 @@ class CRF(nn.Module):
                 f"emissions has shape {shape}; expected [{steps}, {self.num_tags}]"
                 f" (batch_first={self.batch_first}), nothing empty."
             )
+        if not bool((emissions.detach() < torch.inf).all()):
+            raise ValueError(
+                "emissions holds NaN or +inf; expected finite numbers, or -inf to forbid a tag."
+            )
 
     def _shown(self, mask: Tensor | None, emissions: Tensor) -> Bool[Tensor, "b t"]:
         """The mask, batch first, checked; emissions are batch first already."""
@@ -206,7 +214,7 @@ class CRF(nn.Module):
             raise ValueError(f"tags is {found}; expected a tensor of shape {list(wanted)}.")
         tags = tags if self.batch_first else tags.transpose(0, 1)
         tags = tags.masked_fill(~shown, 0)
-        check_integers("tags", tags, self.num_tags)
+        check_integers("tags", tags, self.num_tags, limit="mask")
         return tags.long()
 
     def extra_repr(self) -> str:

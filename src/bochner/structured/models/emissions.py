@@ -17,13 +17,36 @@ _ELEMENTS = 1 << 22  # logits of states and words that exist at one time: 16 MB 
 
 
 class Emissions(nn.Module, ABC):
-    """p(observation | state) for `num_states` states."""
+    """p(observation | state) for `num_states` states.
+
+    Subclasses: set `num_states`, give `log_prob` and `sample`.
+    Example:    Gaussians around a mean for each state, of variance 1.
+        >>> class Gaussians(Emissions):
+        ...     def __init__(self, num_states, dim):
+        ...         super().__init__()
+        ...         self.num_states = num_states
+        ...         self.mean = nn.Parameter(torch.zeros(num_states, dim))
+        ...
+        ...     def log_prob(self, observations):  # [*b, T, dim] -> [*b, T, X]
+        ...         normal = torch.distributions.Normal(self.mean, 1.0)
+        ...         return normal.log_prob(observations.unsqueeze(-2)).sum(-1)
+        ...
+        ...     def sample(self, states, *, generator):
+        ...         mean = self.mean[states]
+        ...         return mean + torch.randn(mean.shape, generator=generator)
+        >>> from bochner.structured import HMM, FeatureTransitions
+        >>> hmm = HMM(FeatureTransitions(100, 4), Gaussians(100, dim=3))
+        >>> log_prob = hmm.log_prob(torch.zeros(2, 5, 3), lengths=torch.tensor([5, 1]))
+        >>> [f"{value:.3f}" for value in log_prob.tolist()]              # -1.5 log(2 pi), 5 times and once
+        ['-13.784', '-2.757']
+    """
 
     num_states: int
 
     @abstractmethod
     def log_prob(self, observations: Tensor) -> Float[Tensor, "*b t x"]:
-        """log p(observations[*b, t] | x) for all states x; what is beyond a length is 0, not read."""
+        """log p(observations[*b, t] | x) for all states x, of observations [*b, T] or [*b, T, ...]; what is
+        beyond a length is 0 there, and what is said of it is not read."""
 
     @abstractmethod
     def sample(self, states: Int[Tensor, "*b"], *, generator: torch.Generator) -> Tensor:
@@ -66,7 +89,7 @@ class CategoricalEmissions(Emissions):
     def log_prob(self, observations: Tensor) -> Float[Tensor, "*b t x"]:
         """log p(word | x) of the words observed."""
         check_integers("observations", observations, self.num_words)
-        found, place = observations.unique(return_inverse=True)
+        found, place = observations.long().unique(return_inverse=True)
         logits = self.logits(self.words[found], self.states, self.bias[found].unsqueeze(-1))
         return nn.functional.embedding(place, logits - self.log_normaliser())
 
@@ -83,7 +106,7 @@ class CategoricalEmissions(Emissions):
 
     def sample(self, states: Int[Tensor, "*b"], *, generator: torch.Generator) -> Tensor:
         """A word for each of the states."""
-        words = torch.empty_like(states)
+        words = torch.empty_like(states, memory_format=torch.contiguous_format)
         flat, found = words.view(-1), states.reshape(-1)
         for rows in torch.arange(len(found)).split(max(1, _ELEMENTS // self.num_words)):
             logits = self.logits(self.states[found[rows]], self.words, self.bias).detach()
@@ -105,8 +128,8 @@ class CategoricalEmissions(Emissions):
         )
 
 
-def check_integers(name: str, values: Tensor, count: int) -> None:
-    """Raise unless `values` are integers in 0..count-1, at least one of them."""
+def check_integers(name: str, values: Tensor, count: int, *, limit: str = "lengths") -> None:
+    """Raise unless `values` are integers in 0..count-1, at least one; `limit` is what ends sequences."""
     if not isinstance(values, Tensor) or values.is_floating_point() or values.is_complex():
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(f"{name} is {kind}; expected a tensor of integers in 0..{count - 1}.")
@@ -116,5 +139,5 @@ def check_integers(name: str, values: Tensor, count: int) -> None:
     if low < 0 or high >= count:
         raise ValueError(
             f"{name} holds {low if low < 0 else high}; expected integers in 0..{count - 1}"
-            " (what is beyond a length is not read: give `lengths`)."
+            f" (padding is not read: give `{limit}`)."
         )

@@ -6,20 +6,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bochner.feature_map import compute_dtype
 from bochner.structured.chains.chain import Chain
 from bochner.structured.models.emissions import Emissions
 from bochner.structured.models.learned import LearnedTransitions
+from bochner.validation import check_count
 
 
 class HMM(nn.Module):
     """p(v_1 .. v_T) = sum over x of start(x_1) prod_t K(x_t, x_{t+1}) prod_t p(v_t | x_t).
 
-    Shapes:     observations [*b, T], lengths [*b] or None: what is at and after a length is not read.
+    Shapes:     observations [*b, T], or [*b, T, ...] where an observation is not one number; lengths [*b]
+                or None: what is at and after a length is not read.
     Arguments:  transitions: `SoftmaxTransitions` (exact, O(X^2)) or `FeatureTransitions` (rank m, O(X m)),
-                or a `LearnedTransitions` of your own whose rows sum to one; emissions: of as many states.
+                or a `LearnedTransitions` of your own whose rows sum to one; emissions: of as many states,
+                `CategoricalEmissions` or `Emissions` of your own.
                 start is a softmax over free logits, 0 at first.
     Numerics:   transitions, start and emissions are computed in the dtype of the parameters, the evidence
-                summed in float64; autocast is off inside.
+                summed in float64 (from float32 where parameters are in half precision); autocast is off
+                inside.
     Cost:       for one evaluation and its gradient O(b T X m) time and O(b T X) memory: the log-emissions
                 and their gradient. 16,384 states need few sequences at a time.
     Raises:     ValueError for parts that do not fit, TypeError for what is no such part.
@@ -72,6 +77,7 @@ class HMM(nn.Module):
 
     def prior(self, num_steps: int) -> Chain:
         """The law of the hidden states alone, a chain whose log_partition is 0."""
+        check_count("num_steps", num_steps)
         with _full_precision(self.start_logits):
             later = self.start_logits.new_zeros(num_steps - 1, self.num_states)
             return self.transitions.chain(torch.cat((self.log_start().unsqueeze(0), later)))
@@ -94,7 +100,8 @@ class HMM(nn.Module):
     ) -> Float[Tensor, ""]:
         """exp(-log-probability per observation), over the whole batch."""
         log_prob = self.log_prob(observations, lengths=lengths)
-        count = observations.shape[-1] * log_prob.numel() if lengths is None else lengths.sum()
+        steps = observations.shape[log_prob.ndim]
+        count = steps * log_prob.numel() if lengths is None else lengths.sum()
         return torch.exp(-log_prob.double().sum() / count)
 
     def sample(
@@ -107,17 +114,40 @@ class HMM(nn.Module):
 
     def _unaries(self, observations: Tensor, lengths: Tensor | None) -> Float[Tensor, "*b t x"]:
         """log p(v_t | x), and log start(x) at the first step."""
+        if not isinstance(observations, Tensor) or observations.ndim == 0:
+            kind = type(observations).__name__
+            raise TypeError(f"observations is {kind}; expected a tensor [*b, T] or [*b, T, ...].")
         if lengths is not None:
-            beyond = torch.arange(observations.shape[-1], device=observations.device)
-            observations = observations.masked_fill(beyond >= lengths.unsqueeze(-1), 0)
-        unaries = self.emissions.log_prob(observations)
-        unaries[..., 0, :] += self.log_start()  # in place: [*b, T, X] is what memory is spent on
-        return unaries
+            observations = _without_padding(observations, lengths)
+        found = self.emissions.log_prob(observations)
+        # not in place: emissions may keep what they return, or need it for their own gradient
+        start = self.log_start().unsqueeze(0)
+        unaries = found + nn.functional.pad(start, (0, 0, 0, found.shape[-2] - 1))
+        return unaries.to(compute_dtype(unaries))
+
+
+def _without_padding(observations: Tensor, lengths: Tensor) -> Tensor:
+    """The observations, 0 beyond the lengths."""
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths is {type(lengths).__name__}; expected a tensor of integers.")
+    batch = observations.shape[: lengths.ndim]
+    if lengths.shape != batch or observations.ndim == lengths.ndim:
+        raise ValueError(
+            f"lengths has shape {list(lengths.shape)}, observations {list(observations.shape)}; expected"
+            " [*b] and [*b, T] or [*b, T, ...]."
+        )
+    steps = torch.arange(observations.shape[lengths.ndim], device=observations.device)
+    beyond = steps >= lengths.to(observations.device).unsqueeze(-1)
+    trailing = observations.ndim - beyond.ndim
+    return observations.masked_fill(beyond.reshape(*beyond.shape, *[1] * trailing), 0)
 
 
 def _check_part(name: str, part: object, kind: type) -> None:
     if not isinstance(part, kind):
-        raise TypeError(f"{name} is {type(part).__name__}; expected a {kind.__name__}.")
+        raise TypeError(
+            f"{name} is {type(part).__name__}; expected a {kind.__name__}, as in"
+            " HMM(FeatureTransitions(num_states, rank), CategoricalEmissions(num_states, num_words))."
+        )
 
 
 def _full_precision(like: Tensor) -> torch.autocast:

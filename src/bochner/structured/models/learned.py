@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bochner.feature_map import compute_dtype
 from bochner.request import fresh_generator
 from bochner.structured.chains.chain import Chain
 from bochner.structured.edges.low_rank import LowRank
@@ -74,7 +75,7 @@ class SoftmaxTransitions(LearnedTransitions):
     ) -> Chain:
         """A chain over a dense table."""
         logits = self.before @ self.after.T / self.before.shape[-1] ** 0.5
-        table = torch.log_softmax(logits, dim=-1).to(unaries.dtype)
+        table = torch.log_softmax(logits, dim=-1).to(compute_dtype(unaries))
         return Chain(Dense(table.unsqueeze(0)), unaries, lengths=lengths)
 
 
@@ -124,7 +125,8 @@ class LowRankTransitions(LearnedTransitions):
         self, unaries: Float[Tensor, "*b t x"], *, lengths: Int[Tensor, "*b"] | None = None
     ) -> Chain:
         """A chain that never holds X^2 of anything."""
-        left, right = (logs.to(unaries.dtype).unsqueeze(0) for logs in self.log_features())
+        dtype = compute_dtype(unaries)
+        left, right = (logs.to(dtype).unsqueeze(0) for logs in self.log_features())
         return Chain(LowRank(left, right), unaries, lengths=lengths)
 
     def extra_repr(self) -> str:

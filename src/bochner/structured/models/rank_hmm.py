@@ -6,13 +6,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bochner.feature_map import compute_dtype
 from bochner.request import fresh_generator
 from bochner.structured.chains.chain import Chain
+from bochner.structured.chains.homogeneous import log_matmul
 from bochner.structured.edges.transitions import Dense
 from bochner.structured.models.emissions import Emissions
 from bochner.structured.models.hmm import HMM
 from bochner.structured.models.learned import LearnedTransitions, normal
-from bochner.structured.semirings import safe_log
 from bochner.validation import check_count
 
 
@@ -41,15 +42,16 @@ class RankTransitions(LearnedTransitions):
         self.left = normal(num_hidden, rank, generator=generator)
         self.right = normal(rank, num_hidden, generator=generator)
 
-    def emitted(self) -> Float[Tensor, "x r"]:
-        """A: the probabilities of the ranks that leave each state."""
-        return self.left.softmax(dim=-1)
+    def log_emitted(self) -> Float[Tensor, "x r"]:
+        """log A: the probabilities of the ranks that leave each state."""
+        return self.left.log_softmax(dim=-1)
 
     def chain(
         self, unaries: Float[Tensor, "*b t r"], *, lengths: Int[Tensor, "*b"] | None = None
     ) -> Chain:
         """A chain over ranks, with the exact table R."""
-        table = safe_log(self.right.softmax(dim=-1) @ self.emitted()).to(unaries.dtype)
+        table = log_matmul(self.right.log_softmax(dim=-1), self.log_emitted())
+        table = table.to(compute_dtype(unaries))
         return Chain(Dense(table.unsqueeze(0)), unaries, lengths=lengths)
 
     def extra_repr(self) -> str:
@@ -97,4 +99,5 @@ class RankHMM(HMM):
 
     def log_start(self) -> Float[Tensor, " r"]:
         """Of the first rank: the first state is summed out as well."""
-        return safe_log(self.start_logits.softmax(dim=-1) @ self.transitions.emitted())
+        start = self.start_logits.log_softmax(dim=-1).unsqueeze(0)
+        return log_matmul(start, self.transitions.log_emitted()).squeeze(0)

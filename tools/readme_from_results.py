@@ -3,6 +3,7 @@
     trade       what converting a model loses and gains (trade_off.py); also in docs/transformers.md
     demo        docs/demo/tables.md, word for word, after `bochner demo --out docs/demo`
     bench       the table of benchmarks/attention.json, after `make bench`
+    structured  chains of many states: a benchmark and the experiments (structured_results.py)
     hybrids     sentences of experiments/hybrid_random_features/results/*/summary.md
 
 A test compares the pages with all of them.
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from structured_results import structured_results
 from trade_off import trade_off
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,6 +76,7 @@ BLOCKS = {
     "demo": measured_tables,
     "hybrids": quoted_sentences,
     "bench": benchmark_table,
+    "structured": structured_results,
 }
 PAGES = {"README.md": list(BLOCKS), "docs/transformers.md": ["trade"]}
 

@@ -113,7 +113,7 @@ def verdict(chains: list[Row]) -> str:
     if outside:
         text += (
             f" Beyond, or where Z^ came out negative, it is {min(outside):.2f} to {max(outside):.2f}"
-            f" ({len(outside)} chains): first order overestimates there, mostly."
+            f" ({len(outside)} chains)."
         )
     return text
 

@@ -215,9 +215,9 @@ def _replaced_words(rows: list[Row]) -> str:
 VERDICTS = {
     "valid": "These potentials are flat enough for random features.",
     "underpowered": "These potentials want more features than are worth their price.",
-    "hopeless": "Random features do not rescue potentials as peaked as these, and no number of them"
-    " would: the exact table where it fits, its truncated SVD, or a beam (with the hybrid, which loses no"
-    " path) where the emissions are sharp, are the ways to take.",
+    "hopeless": "Random features do not rescue potentials as peaked as these, and no affordable number"
+    " of them would: the exact table where it fits, its truncated SVD, or a beam (with the hybrid, which"
+    " loses no path) where the emissions are sharp, are the ways to take.",
 }
 
 
@@ -265,5 +265,7 @@ def draw(rows: list[Row], folder: Path) -> None:
         )
         panel.set(xlabel="transitions", ylabel=name)
         panel.grid(alpha=0.3)
-    left.legend(fontsize=8)
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8
+    )
     figure.savefig(folder / "accuracy.png", dpi=110)

@@ -156,13 +156,13 @@ def draw(rows: list[Row], folder: Path) -> None:
     panels = figure.subplots(1, 2)
     found = of_form(raced(rows), PARTITION)
     names, sizes = names_and_sizes(found)
-    for panel, field, scale, title in (
-        (panels[0], "seconds", 1.0, "CPU seconds of log Z"),
-        (panels[1], "bytes", 1e-6, "peak memory, MB"),
+    for panel, field, scale, least, title in (
+        (panels[0], "seconds", 1.0, 0.0, "CPU seconds of log Z"),
+        (panels[1], "bytes", 1e-6, 1.0, "peak memory, MB (1 or less: at 1)"),
     ):
         for index, name in enumerate(names):
             points = [(n, number(found.get((name, n)), field)) for n in sizes]
-            known = [(n, scale * max(v, 1e4)) for n, v in points if v is not None]
+            known = [(n, max(scale * v, least)) for n, v in points if v is not None]
             if not known:
                 continue
             panel.plot(

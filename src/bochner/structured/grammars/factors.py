@@ -171,7 +171,7 @@ def rows_of(log: Tensor, index: Tensor) -> Tensor:
 
 
 def outer(parts: Sequence[Tensor]) -> Tensor:
-    """sum_i parts[i][x_i], for parts [*b, n_i, r]: [*b, n_1, ..., n_k, r]."""
+    """sum_i of row x_i of parts_i, for parts [*b, n_i, r]: [*b, n_1, ..., n_k, r]."""
     total = parts[0]
     for position, part in enumerate(parts[1:], start=1):
         for _ in range(position):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bochner.data import MissingDataError, cache_directory, check_sha256, replacing
-from bochner.data.fetching import TIMEOUT
+from bochner.data.fetching import CommandFailed, run_in
 
 ROOT = Path("/")
 ARCHIVE = b"!<arch>\n"
@@ -104,20 +103,12 @@ def _archive(package: DebianPackage) -> Iterator[Path]:
         )
     with tempfile.TemporaryDirectory(prefix="bochner-") as directory:
         try:
-            subprocess.run(
-                [apt, "download", package.name],
-                cwd=directory,
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT,
-            )
-        except (subprocess.SubprocessError, OSError) as error:
-            said = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1:]
+            run_in(directory, [apt, "download", package.name])
+        except CommandFailed as failed:
             raise MissingDataError(
-                f"apt-get could not download {package.name} ({''.join(said)}); run apt-get update, or"
+                f"apt-get could not download {package.name} ({failed}); run apt-get update, or"
                 f" {_remedy(package)}"
-            ) from error
+            ) from failed
         found = sorted(Path(directory).glob("*.deb"))
         if not found:
             raise MissingDataError(f"apt-get left no package {package.name}; {_remedy(package)}")

@@ -26,6 +26,29 @@ def cached_file(file: str, sha256: str) -> Path | None:
     return path
 
 
+class CommandFailed(RuntimeError):
+    """A program did not do its work; the message is the last line that it said."""
+
+
+def run_in(directory: str, command: Sequence[str]) -> None:
+    """Run a program in a directory, for at most TIMEOUT seconds.
+
+    Raises:     CommandFailed if it fails, takes longer or is not there.
+    """
+    try:
+        subprocess.run(
+            list(command),
+            cwd=directory,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+    except (subprocess.SubprocessError, OSError) as error:
+        said = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1:]
+        raise CommandFailed("".join(said)) from error
+
+
 def fetched(file: str, sha256: str, command: Sequence[str], *, tool: str, by_hand: str) -> Path:
     """Run `command` in a temporary directory, where it has to leave `file`; verify it; cache it.
 
@@ -37,19 +60,11 @@ def fetched(file: str, sha256: str, command: Sequence[str], *, tool: str, by_han
     advice = f'run "{by_hand}" and put {file} into {target.parent}'
     with tempfile.TemporaryDirectory(prefix="bochner-") as directory:
         try:
-            subprocess.run(
-                list(command),
-                cwd=directory,
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT,
-            )
-        except (subprocess.SubprocessError, OSError) as error:
-            said = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1:]
+            run_in(directory, command)
+        except CommandFailed as failed:
             raise MissingDataError(
-                f"{tool} could not fetch {file} ({''.join(said)}). Where {tool} works, {advice}."
-            ) from error
+                f"{tool} could not fetch {file} ({failed}). Where {tool} works, {advice}."
+            ) from failed
         found = Path(directory) / file
         check_sha256(found, sha256, fix=f"empty {tool}'s cache, or {advice}.")
         with replacing(target) as temporary:

@@ -119,3 +119,9 @@ def log_probability(score: Tensor, log_partition: Tensor) -> Tensor:
     """score - log Z, never above 0: where rounding puts it there, 0 with the gradient that it has."""
     found = score - log_partition
     return torch.where(found > 0, found - found.detach(), found)
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """Autocast off: sums of probabilities in half precision are wrong. What is no tensor is checked later."""
+    kind = like.device.type if isinstance(like, Tensor) else "cpu"
+    return torch.autocast(device_type=kind, enabled=False)

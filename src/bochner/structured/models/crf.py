@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bochner.feature_map import compute_dtype
 from bochner.request import fresh_generator
+from bochner.structured.arguments import full_precision
 from bochner.structured.chains.chain import Chain
 from bochner.structured.edges.transitions import Dense
 from bochner.structured.models.emissions import check_integers
@@ -108,7 +109,7 @@ class CRF(nn.Module):
         """
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction={reduction!r}; expected one of {', '.join(REDUCTIONS)}.")
-        with _full_precision(emissions):
+        with full_precision(emissions):
             chain, shown = self._chain(emissions, mask)
             found = chain.log_prob(self._checked_tags(tags, emissions, shown))
         if reduction == "none":
@@ -124,7 +125,7 @@ class CRF(nn.Module):
 
         For thousands of tags: `posterior_decode`, or `chain(emissions, mask).mode_pruned(beam)`.
         """
-        with torch.no_grad(), _full_precision(emissions):
+        with torch.no_grad(), full_precision(emissions):
             chain, shown = self._chain(emissions, mask)
             return _lists(chain.mode().states, shown)
 
@@ -132,7 +133,7 @@ class CRF(nn.Module):
         self, emissions: Float[Tensor, "..."], mask: Tensor | None = None
     ) -> list[list[int]]:
         """The most probable tag at every step: the fewest wrong tags to be expected. O(T C m) time."""
-        with torch.no_grad(), _full_precision(emissions):
+        with torch.no_grad(), full_precision(emissions):
             chain, shown = self._chain(emissions, mask)
             return _lists(chain.posterior_decode().states, shown)
 
@@ -140,13 +141,13 @@ class CRF(nn.Module):
         self, emissions: Float[Tensor, "..."], mask: Tensor | None = None
     ) -> Float[Tensor, "..."]:
         """p(tag at step t | emissions), in the shape of the emissions; 0 where the mask is False."""
-        with _full_precision(emissions):
+        with full_precision(emissions):
             found = self._chain(emissions, mask)[0].marginals
         return found if self.batch_first else found.transpose(0, 1)
 
     def chain(self, emissions: Float[Tensor, "..."], mask: Tensor | None = None) -> Chain:
         """The law of the tags [b, T], batch first: entropy, samples, pairwise marginals, diagnosis."""
-        with _full_precision(emissions):
+        with full_precision(emissions):
             return self._chain(emissions, mask)[0]
 
     def _chain(self, emissions: Tensor, mask: Tensor | None) -> tuple[Chain, Bool[Tensor, "b t"]]:
@@ -226,9 +227,3 @@ def _lists(states: Tensor, shown: Tensor) -> list[list[int]]:
     """The rows of states [b, T] up to their lengths."""
     pairs = zip(states.tolist(), shown.sum(dim=-1).tolist(), strict=True)
     return [row[:length] for row, length in pairs]
-
-
-def _full_precision(emissions: Tensor) -> torch.autocast:
-    """Autocast off: sums of probabilities in half precision are wrong."""
-    kind = emissions.device.type if isinstance(emissions, Tensor) else "cpu"
-    return torch.autocast(device_type=kind, enabled=False)

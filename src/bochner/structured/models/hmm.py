@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bochner.feature_map import compute_dtype
+from bochner.structured.arguments import full_precision
 from bochner.structured.chains.chain import Chain
 from bochner.structured.models.emissions import Emissions
 from bochner.structured.models.learned import LearnedTransitions
@@ -72,13 +73,13 @@ class HMM(nn.Module):
         `.marginals`, `.posterior_decode()`, `.mode()`, `.sample(...)` and `.entropy()` are what they are
         for any chain.
         """
-        with _full_precision(self.start_logits):
+        with full_precision(self.start_logits):
             return self.transitions.chain(self._unaries(observations, lengths), lengths=lengths)
 
     def prior(self, num_steps: int) -> Chain:
         """The law of the hidden states alone, a chain whose log_partition is 0."""
         check_count("num_steps", num_steps)
-        with _full_precision(self.start_logits):
+        with full_precision(self.start_logits):
             later = self.start_logits.new_zeros(num_steps - 1, self.num_states)
             return self.transitions.chain(torch.cat((self.log_start().unsqueeze(0), later)))
 
@@ -86,7 +87,7 @@ class HMM(nn.Module):
         self, observations: Tensor, *, lengths: Int[Tensor, "*b"] | None = None
     ) -> Float[Tensor, "*b"]:
         """log p(observations), [*b]: the objective to maximise."""
-        with _full_precision(self.start_logits):
+        with full_precision(self.start_logits):
             return self.chain(observations, lengths=lengths).log_partition
 
     def forward(
@@ -148,8 +149,3 @@ def _check_part(name: str, part: object, kind: type) -> None:
             f"{name} is {type(part).__name__}; expected a {kind.__name__}, as in"
             " HMM(FeatureTransitions(num_states, rank), CategoricalEmissions(num_states, num_words))."
         )
-
-
-def _full_precision(like: Tensor) -> torch.autocast:
-    """Autocast off: sums of probabilities in half precision are wrong."""
-    return torch.autocast(device_type=like.device.type, enabled=False)

@@ -12,6 +12,7 @@ QUOTED = {  # experiment -> what it is about, and how its sentences begin
         "error laws, predicted against measured",
         ("Where the predicted standard deviation",),
     ),
+    "structured-language-model": ("an HMM of the King James Bible", ("Trained through its",)),
     "structured-tagger": ("a CRF tagger with 14,057 labels", ("With transitions of rank",)),
     "structured-letters": ("handwritten words, 26 labels", ("Rank 26, learned",)),
 }

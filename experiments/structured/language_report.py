@@ -133,7 +133,8 @@ def _model_table(rows: Sequence[Row]) -> str:
 
 def _growth(rows: Sequence[Row]) -> str:
     grown = [r for r in models(rows) if float(r["passes"] or 0) > float(r["epochs"] or 0)]
-    names = ", ".join(f"{int(r['states'] or 0):,}" for r in grown)
+    sizes = sorted({int(r["states"] or 0) for r in grown})
+    names = ", ".join(f"{size:,}" for size in sizes)
     return (
         f"The models of {names} states start from the trained model of a quarter of their states, every"
         " state becoming four with a little noise; their passes over the text include those of the model"
@@ -198,7 +199,7 @@ def draw(rows: list[Row], folder: Path) -> None:
     """Perplexity by states; and by features where the transitions are replaced after training."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
     for index, rank in enumerate(dict.fromkeys(rank for rank, _ in kinds(rows))):
         states = [s for r, s in kinds(rows) if r == rank]
@@ -209,7 +210,7 @@ def draw(rows: list[Row], folder: Path) -> None:
     axes.legend()
     figure.savefig(folder / "states.png", dpi=150)
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
     posthoc = pick(rows, kind="posthoc")
     methods = list(dict.fromkeys(str(row["method"]) for row in posthoc))
@@ -225,7 +226,9 @@ def draw(rows: list[Row], folder: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="features, or rank", ylabel="test perplexity")
     _plain(axes, sorted({int(row["size"] or 0) for row in posthoc}))
     axes.set_title(f"{base} states; dotted: exact softmax", fontsize="medium")
-    axes.legend(fontsize="small")
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small"
+    )
     figure.savefig(folder / "replaced.png", dpi=150)
 
 

@@ -1,6 +1,7 @@
 """The diagnosis of chains: what is predicted, what is said, and what is refused."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -199,3 +200,12 @@ def test_costs_scale_as_they_should() -> None:
         assert ratio == pytest.approx(256, rel=0.02)
     assert large["exact"].bytes == 4.0 * 65536**2
     assert large["beam 64"].multiply_adds == small["beam 64"].multiply_adds
+
+
+def test_what_leaves_float64_is_said_to_be_unknown() -> None:
+    a, b, u = model(10, 4, 0.3)
+    found = LowRankChain.from_embeddings(
+        a, b, u, feature_map=iid(8), generator=generator()
+    ).diagnose(generator=generator())
+    lost = replace(found, chi=torch.tensor(math.inf), chi_stderr=torch.tensor(math.nan))
+    assert "chi inf ± unknown (beyond float64)" in str(lost)

@@ -303,5 +303,7 @@ def _basis(states: int, num_paths: int, *, positive: bool) -> str:
 
 
 def _range(values: Tensor) -> str:
+    if bool(values.isnan().any()):
+        return "unknown (beyond float64)"
     low, high = float(values.min()), float(values.max())
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"

@@ -30,6 +30,11 @@ def checked_unaries(unaries: Tensor, transitions: Transitions) -> Tensor:
             f"unaries has {unaries.shape[-1]} states in its last dimension, the transitions have"
             f" {transitions.num_states}."
         )
+    for tensor in transitions.tensors():
+        if tensor.device != unaries.device:
+            raise ValueError(
+                f"unaries is on {unaries.device}, the transitions are on {tensor.device}; move one of them."
+            )
     # NaN and +inf would win every maximum; -inf is a state that is forbidden
     if not bool((unaries.detach() < torch.inf).all()):
         raise ValueError(

@@ -301,3 +301,11 @@ def test_another_default_dtype_changes_nothing(scale: float) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(found, expected)
+
+
+def test_devices_must_agree() -> None:
+    features = torch.zeros(1, 3, 2)
+    with pytest.raises(
+        ValueError, match="unaries is on meta, the transitions are on cpu; move one"
+    ):
+        Chain(LowRank(features, features), torch.zeros(4, 3, device="meta"))

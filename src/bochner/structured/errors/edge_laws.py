@@ -56,10 +56,6 @@ class EdgeLaw(ABC):
     def own_excess(self, x: Tensor, y: Tensor) -> Tensor:
         """rho(e, e) - 1 of every edge e = (x_i, y_j): x [*b, n, d], y [*b, k, d] -> [*b, n, k]."""
 
-    def excess_of_rows(self, one: Tensor, other: Tensor) -> Tensor:
-        """rho - 1 row by row: exponents [*e, d] and [*e, d] -> [*e], float64."""
-        return self.excess(one.unsqueeze(-2), other.unsqueeze(-2)).squeeze(-1).squeeze(-1)
-
 
 def edge_law(feature_map: FeatureMap) -> EdgeLaw:
     """The closed form of a feature map; coupled directions count as independent.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from benchmarks.measuring.contestants import CONTESTANTS, Contestant, Missing, Setting
 from benchmarks.measuring.gates import GateFailed, check
 from benchmarks.measuring.machine import Rates, measure_rates
+from benchmarks.measuring.peers import ATTENTION, versions
 from benchmarks.measuring.tables import attention_tables, readme_caption, readme_table
 from benchmarks.measuring.turns import Predictor, Timing, time_in_turn, too_much
 from bochner.report.results import environment, to_json, write_text
@@ -57,7 +57,7 @@ def main(
     rows: list[dict[str, Any]] = []
     result = {
         "format": FORMAT,
-        "environment": {**environment(), "peers": peers()},
+        "environment": {**environment(), "peers": versions(ATTENTION)},
         "heads": setting.heads,
         "dim": setting.dim,
         "num_features": setting.num_features,
@@ -183,17 +183,6 @@ class Race:
             "reason": timing.reason,
             "floor_seconds": floor,
         }
-
-
-def peers() -> dict[str, str | None]:
-    """Versions; None where a peer is not installed."""
-    found: dict[str, str | None] = {}
-    for name in ("performer-pytorch", "darkformer-pytorch"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def say(rows: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ import click
 import torch
 
 import bochner
-from benchmarks.attention import FORMAT, FULL, QUICK, peers
+from benchmarks.attention import FORMAT, FULL, QUICK
 from benchmarks.measuring.contestants import (
     WINDOW,
     WINDOWED,
@@ -27,6 +27,7 @@ from benchmarks.measuring.contestants import (
     calibrated_map,
     positive_map,
 )
+from benchmarks.measuring.peers import ATTENTION, versions
 from benchmarks.measuring.tables import decoding_table
 from bochner.attention import ExactWindow
 from bochner.report.results import environment, to_json, write_text
@@ -179,7 +180,7 @@ def main(
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {
         "format": FORMAT,
-        "environment": {**environment(), "peers": peers()},
+        "environment": {**environment(), "peers": versions(ATTENTION)},
         "heads": setting.heads,
         "dim": setting.dim,
         "num_features": setting.num_features,

@@ -19,7 +19,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.attention import FORMAT, FULL, QUICK, peers
+from benchmarks.attention import FORMAT, FULL, QUICK
 from benchmarks.measuring.contestants import (
     CONTESTANTS,
     Contestant,
@@ -28,6 +28,7 @@ from benchmarks.measuring.contestants import (
     build_bochner,
     calibrated_map,
 )
+from benchmarks.measuring.peers import ATTENTION, versions
 from benchmarks.measuring.tables import memory_table
 from benchmarks.measuring.turns import too_much
 from bochner.report.results import environment, to_json, write_text
@@ -135,7 +136,7 @@ def main(
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {
         "format": FORMAT,
-        "environment": {**environment(), "peers": peers()},
+        "environment": {**environment(), "peers": versions(ATTENTION)},
         "heads": setting.heads,
         "dim": setting.dim,
         "num_features": setting.num_features,

@@ -8,20 +8,18 @@ process of its own. Writes a JSON file with a row per contestant, form and numbe
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import click
 
 from benchmarks.attention import FORMAT, FULL, QUICK
+from benchmarks.measuring.peers import STRUCTURED, versions
 from bochner.report.results import environment, to_json, write_text
 from experiments.structured.chain_contestants import CONTESTANTS, FORMS, PARTITION
 from experiments.structured.chain_problems import Setting
 from experiments.structured.chain_race import GateFailed, race
 from experiments.structured.scaling_tables import all_tables
-
-PEERS = ("torch-struct", "pytorch-crf", "hmmlearn")
 
 
 def caption(result: dict[str, Any]) -> str:
@@ -36,17 +34,6 @@ def caption(result: dict[str, Any]) -> str:
         " have K = exp(a·b), n = 64; all others sum over one and the same chain and agree to 1e-4 with the"
         " dense recursion in float64 up to 2,048 states."
     )
-
-
-def peers() -> dict[str, str | None]:
-    """Versions; None where a peer is not installed."""
-    found: dict[str, str | None] = {}
-    for name in PEERS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 @click.command()
@@ -75,7 +62,7 @@ def main(
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {
         "format": FORMAT,
-        "environment": {**environment(), "threads": 1, "peers": peers()},
+        "environment": {**environment(), "threads": 1, "peers": versions(STRUCTURED)},
         "steps": steps,
         "num_features": num_features,
         "quick": quick,

@@ -8,7 +8,8 @@ from bochner.feature_map import FeatureMap
 from bochner.fitting import UnfittedMap
 from bochner.projections import projection_from_name
 
-NAMES = tuple(bochner.specs())
+NAMES = tuple(n for n, s in bochner.specs().items() if s.supports(bochner.Softmax()))
+"""Maps of the softmax kernel."""
 POSITIVE = tuple(n for n in NAMES if bochner.spec(n).positive)
 RANDOM = tuple(n for n in NAMES if bochner.spec(n).random)
 WITHOUT_THEORY = ("calibrated", "data-aware-mixture")

@@ -153,7 +153,7 @@ def test_budgets(name: str) -> None:
         data = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
         return phi.fit(data, data.flip(0))
 
-    for projection in PROJECTIONS.values() if entry.random else (None,):
+    for projection in PROJECTIONS.values() if entry.takes_projection else (None,):
         step = entry.smallest_budget(projection)
         assert build(step, projection).num_features == step
         if step > 1:

@@ -104,7 +104,7 @@ def test_the_gaussian_kernel_differs_by_the_point_factors(
 ) -> None:
     from bochner.kernels import KERNELS
 
-    phi = made(matrix_of(form, generator, 3), kernel=KERNELS[kernel]())
+    phi = made(matrix_of(form, generator, 3), kernel=KERNELS[kernel])
     x, y = 0.5 * normals(generator, 4, 3), 0.5 * normals(generator, 2, 3)
     queries, keys, _ = phi.exponents(x, y)
     s = queries.unsqueeze(1) + keys
@@ -120,7 +120,7 @@ def test_identity_is_positive_and_i_is_trigonometric(form: Tensor, kernel: str, 
 
     x = 2.0 * normals(generator, 4, 3)
     for matrix, nonlinearity in ((form, Positive()), (1j * form, Trigonometric())):
-        phi = made(matrix, kernel=KERNELS[kernel](), projection=Orthogonal())
+        phi = made(matrix, kernel=KERNELS[kernel], projection=Orthogonal())
         request = Request(
             dim=3, num_features=phi.num_features, kernel=phi.kernel, projection=Orthogonal()
         )

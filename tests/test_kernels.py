@@ -59,8 +59,8 @@ def test_names_equality_and_errors() -> None:
     assert Softmax() != Gaussian()
     assert len({Softmax(), Softmax(), Gaussian()}) == 2
     for name, kernel in KERNELS.items():
-        assert kernel_from_name(name) == kernel()
-        assert kernel_from_name(kernel()) == kernel()
+        assert kernel_from_name(name) == kernel
+        assert kernel_from_name(kernel) is kernel
         assert kernel.name == name
     with pytest.raises(UnknownNameError, match="did you mean 'gaussian'.*gaussian, softmax"):
         kernel_from_name("gausian")

@@ -15,9 +15,9 @@ LAYERS = [
     "algebra fitting balanced hybrids clusters landmarks"
     " landmark_data landmark_points landmark_fit",
     "specification feature_maps catalog",
-    "testing attention structured sampling sklearn worst_case",
+    "testing attention structured sampling gram gp worst_case",
     "diagnostics calibration",
-    "data transformers demonstration report reproduce cli",
+    "data transformers sklearn gpytorch demonstration report reproduce cli",
 ]
 """Files and folders of src/bochner, from the ground up (design: the data flow runs one way)."""
 LONGEST = 400

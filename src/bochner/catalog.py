@@ -52,12 +52,27 @@ def spec(name: str) -> FeatureMapSpec:
     return specs()[name]
 
 
+def maps_of(kernel: Kernel) -> list[str]:
+    """Names of the maps that estimate this kernel, in alphabetical order; trained kernels left out.
+
+    Example:
+        >>> from bochner.kernels import Softmax
+        >>> "positive" in maps_of(Softmax())
+        True
+    """
+    return [
+        name
+        for name, entry in specs().items()
+        if entry.supports(kernel) and not entry.changes_kernel
+    ]
+
+
 def make(
     name: str,
     *,
     dim: int,
     num_features: int,
-    kernel: str | Kernel = "softmax",
+    kernel: str | Kernel | None = None,
     projection: str | Projection | None = None,
     batch_shape: tuple[int, ...] = (),
     generator: torch.Generator | None = None,
@@ -69,9 +84,10 @@ def make(
         name: one of `bochner.catalog.specs()`.
         dim: dimension d of the inputs, which are already divided by the temperature.
         num_features: m, the columns that a consumer pays for.
-        kernel: "softmax" exp(x.y) or "gaussian" exp(-|x-y|^2/2).
+        kernel: a name of `bochner.kernels.KERNELS`, such as "softmax" exp(x.y) or "gaussian"
+            exp(-|x-y|^2/2), or a Kernel; None takes the map's own default.
         projection: a name or a Projection; None takes the map's own default. Maps without random
-            directions (SPEC.random is False) take none.
+            directions (`SPEC.takes_projection` is False) take none.
         batch_shape: one independent map per element, for example (heads,).
         generator: the source of randomness; None takes a fresh one seeded by the system.
         dtype: of the stored directions, float32 or float64.
@@ -84,16 +100,23 @@ def make(
     """
     chosen = spec(name)
     coupling = chosen.default_projection if projection is None else projection_from_name(projection)
-    if projection is not None and not chosen.random:
+    if projection is not None and not chosen.takes_projection:
         raise ValueError(
             f"projection={projection!r}: {chosen.name!r} draws no random directions, so that a projection"
             " would change nothing; leave it out."
+        )
+    wanted = chosen.kernels[0] if kernel is None else kernel_from_name(kernel)
+    if not chosen.supports(wanted):
+        raise ValueError(
+            f"kernel={wanted!r}: {chosen.name!r} has features of"
+            f" {', '.join(known.name for known in chosen.kernels)}; others of this kernel:"
+            f" {', '.join(maps_of(wanted)) or 'none'}."
         )
     _check_budget(chosen, num_features, coupling)
     request = Request(
         dim=dim,
         num_features=num_features,
-        kernel=kernel_from_name(kernel),
+        kernel=wanted,
         projection=coupling,
         batch_shape=batch_shape,
         generator=fresh_generator() if generator is None else generator,

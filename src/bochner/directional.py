@@ -40,9 +40,8 @@ class DirectionalMap(FeatureMap):
         return self.directions.projection
 
     def log_exact(self, x: Tensor, y: Tensor) -> SignedLog:
-        """The kernel's logarithm; the sign is 1."""
-        log = self.kernel.log(x, y)
-        return SignedLog(log, torch.ones_like(log))
+        """The kernel itself."""
+        return self.kernel.signed_log(x, y)
 
     def resample_(self, generator: torch.Generator) -> DirectionalMap:
         """Redraw the directions, for every map that shares them; what is fitted stays."""

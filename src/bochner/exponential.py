@@ -17,6 +17,7 @@ from bochner.directional import DirectionalMap
 from bochner.directions import Directions
 from bochner.exponents import shared_covariance
 from bochner.features import Features
+from bochner.kernels import ExponentialKernel
 from bochner.request import Request
 
 _LARGEST_RESIDUAL = 1e-6
@@ -52,6 +53,7 @@ class ComplexExponential(DirectionalMap):
         (1.0, 1.0)
     """
 
+    kernel: ExponentialKernel
     _matrix: Tensor
     _inverse_transpose: Tensor
     offset: Tensor | None
@@ -65,6 +67,7 @@ class ComplexExponential(DirectionalMap):
         offset: Tensor | None = None,
     ) -> None:
         super().__init__(request)
+        self.kernel = ExponentialKernel.of(request.kernel, "ComplexExponential")
         matrix = _checked(matrix, request)
         self.oscillating = matrix.is_complex()
         self.diagonal = matrix.ndim == len(self.batch_shape) + 1

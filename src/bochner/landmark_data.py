@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bochner.kernels import Kernel
+from bochner.kernels import ExponentialKernel, Kernel
 
 _SINK_ROWS = 16  # as many as attention asks when it looks for them
 
@@ -76,7 +76,7 @@ class Sequences:
     ) -> Sequences:
         """From queries, keys and values [heads, s, n, d]."""
         queries, keys = queries.double(), keys.double()
-        factor = kernel.log_point_factor(keys)
+        factor = ExponentialKernel.of(kernel, "a fit of landmarks").log_point_factor(keys)
         flat = keys.new_zeros(keys.shape[:-1]) if factor is None else factor.squeeze(-1)
         sinks = exact.sink_keys(queries, keys, flat)
         rows, columns = (torch.arange(x.shape[-2], device=x.device) for x in (queries, keys))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bochner.feature_map import FeatureMap
 from bochner.features import Features, SignedLog
+from bochner.kernels import ExponentialKernel
 from bochner.request import Request
 from bochner.validation import check_count
 
@@ -57,13 +58,14 @@ class LandmarkFeatures(FeatureMap):
     query_points: Tensor
     query_offsets: Tensor
     query_matrix: Tensor
+    kernel: ExponentialKernel
     key_points: Tensor
     key_offsets: Tensor
     key_matrix: Tensor
 
     def __init__(self, request: Request, query_side: LandmarkSide, key_side: LandmarkSide) -> None:
         super().__init__()
-        self.kernel = request.kernel
+        self.kernel = ExponentialKernel.of(request.kernel, "LandmarkFeatures")
         self.dim, self.num_features = request.dim, request.num_features
         self.batch_shape = request.batch_shape
         for name, side in (("query", query_side), ("key", key_side)):

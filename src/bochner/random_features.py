@@ -11,6 +11,7 @@ from torch import Tensor
 from bochner.directional import DirectionalMap
 from bochner.directions import Directions
 from bochner.features import Features
+from bochner.kernels import ExponentialKernel
 from bochner.moments import log_cross_moment, log_second_moment_pairs, rho_of
 from bochner.nonlinearities import Nonlinearity
 from bochner.projections import IID
@@ -42,6 +43,8 @@ class RandomFeatures(DirectionalMap):
         True
     """
 
+    kernel: ExponentialKernel
+
     def __init__(
         self,
         request: Request,
@@ -51,6 +54,7 @@ class RandomFeatures(DirectionalMap):
         directions: Directions | None = None,
     ) -> None:
         super().__init__(request)
+        self.kernel = ExponentialKernel.of(request.kernel, "RandomFeatures")
         self.nonlinearity = nonlinearity
         count = request.num_projections(nonlinearity.columns, repr(nonlinearity))
         if directions is None:

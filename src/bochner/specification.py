@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bochner.feature_map import FeatureMap
+from bochner.kernels import Gaussian, Kernel, Softmax
 from bochner.projections import Orthogonal, Projection
 from bochner.request import Request
 
@@ -24,8 +25,12 @@ class FeatureMapSpec:
         positive: whether all features are positive.
         columns: columns per projection, so that num_features must be a multiple of it.
         default_projection: used unless the caller names one.
-        random: whether directions are drawn. One that draws none is fitted to data: its error is a bias,
-            `make` refuses a projection for it, and the contract compares it with the best constant.
+        random: whether anything is drawn. A map that draws nothing is fitted to data: its error is a bias,
+            and the contract compares it with the best constant.
+        projected: whether what is drawn are directions of a projection. `make` refuses a projection for a
+            map that draws nothing, or something else (hashes, signs).
+        kernels: what it is tested with, the first the default. Kernels of these types can be built, with
+            any parameters.
     """
 
     name: str
@@ -38,6 +43,17 @@ class FeatureMapSpec:
     columns: int = 1
     default_projection: Projection = Orthogonal()
     random: bool = True
+    projected: bool = True
+    kernels: tuple[Kernel, ...] = (Softmax(), Gaussian())
+
+    def supports(self, kernel: Kernel) -> bool:
+        """Whether a map of this kernel can be built."""
+        return any(type(kernel) is type(known) for known in self.kernels)
+
+    @property
+    def takes_projection(self) -> bool:
+        """Whether a projection makes a difference."""
+        return self.random and self.projected
 
     @property
     def unbiased(self) -> bool:

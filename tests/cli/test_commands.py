@@ -211,21 +211,21 @@ def test_check_prints_the_report_of_each_kernel(monkeypatch: pytest.MonkeyPatch)
 
     seen = []
 
-    def pass_it(spec: object, *, kernel: str) -> str:
+    def pass_it(spec: object, *, kernel: bochner.kernels.Kernel) -> str:
         seen.append((spec.name, kernel))  # type: ignore[attr-defined]
         return "all of it"
 
     monkeypatch.setattr(bochner.testing, "check_feature_map", pass_it)
     result = run("check", "gerf")
     assert result.exit_code == 0
-    assert seen == [("gerf", "softmax"), ("gerf", "gaussian")]
+    assert seen == [("gerf", bochner.Softmax()), ("gerf", bochner.Gaussian())]
     assert "all of it" in result.output
 
 
 def test_check_exits_1_if_a_map_breaks_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     import bochner.testing
 
-    def reject(spec: object, *, kernel: str) -> None:
+    def reject(spec: object, *, kernel: bochner.kernels.Kernel) -> None:
         raise bochner.testing.ContractError("unbiased", "the estimate is off")
 
     monkeypatch.setattr(bochner.testing, "check_feature_map", reject)

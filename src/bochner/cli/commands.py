@@ -19,6 +19,7 @@ from bochner.cli.sources import Source, read_source
 from bochner.diagnostics import choose
 from bochner.diagnostics import compare as compare_maps
 from bochner.diagnostics.compare import all_names, split_name
+from bochner.kernels import Gaussian, Softmax
 from bochner.projections import PROJECTIONS
 from bochner.report.results import (
     comparison_dict,
@@ -91,7 +92,8 @@ def list_maps(as_json: bool) -> None:
 
 def _facts(entry: library.FeatureMapSpec) -> dict[str, Any]:
     fields = ("summary", "reference", "needs_data", "changes_kernel", "positive", "unbiased")
-    return {name: getattr(entry, name) for name in (*fields, "columns", "random")}
+    facts = {name: getattr(entry, name) for name in (*fields, "columns", "random", "projected")}
+    return {**facts, "kernels": [repr(kernel) for kernel in entry.kernels]}
 
 
 def _traits(entry: library.FeatureMapSpec) -> str:
@@ -100,6 +102,7 @@ def _traits(entry: library.FeatureMapSpec) -> str:
         "biased": not entry.unbiased,
         "needs data": entry.needs_data,
         "trained kernel": entry.changes_kernel,
+        **{kernel.name: type(kernel) not in (Softmax, Gaussian) for kernel in entry.kernels},
     }
     return ", ".join(word for word, holds in words.items() if holds)
 
@@ -117,15 +120,15 @@ def check(names: tuple[str, ...]) -> None:
     chosen = [library.spec(name) for name in names] or list(library.specs().values())
     failed = 0
     for entry in tracked(chosen, "checking"):
-        for kernel in ("softmax", "gaussian"):
+        for kernel in entry.kernels:
             try:
                 report = check_feature_map(entry, kernel=kernel)
             except ContractError as error:
                 failed += 1
-                output().print(f"[red]FAILED[/red] {entry.name} ({kernel}): {error}")
+                output().print(f"[red]FAILED[/red] {entry.name} ({kernel!r}): {error}")
             else:
                 output().print(
-                    f"[green]ok[/green] {entry.name} ({kernel})\n{report}", highlight=False
+                    f"[green]ok[/green] {entry.name} ({kernel!r})\n{report}", highlight=False
                 )
     if failed:
         raise click.exceptions.Exit(NO)

@@ -82,7 +82,7 @@ class Subject:
         return torch.Generator().manual_seed(self.seed + 7919 * (draw + 1))
 
     def __str__(self) -> str:
-        return f"{self.spec.name} with {self.projection!r}, {self.kernel.name} kernel"
+        return f"{self.spec.name} with {self.projection!r}, kernel {self.kernel!r}"
 
 
 def ratios(feature_map: FeatureMap, x: Tensor, y: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bochner.catalog import specs
+from bochner.catalog import maps_of, spec
+from bochner.kernels import Softmax
 
 
 def positive_maps() -> list[str]:
@@ -12,7 +13,7 @@ def positive_maps() -> list[str]:
         >>> "positive" in positive_maps(), "trigonometric" in positive_maps()
         (True, False)
     """
-    return [name for name, s in specs().items() if s.positive and not s.changes_kernel]
+    return [name for name in maps_of(Softmax()) if spec(name).positive]
 
 
 def needs_positivity(what: str) -> ValueError:

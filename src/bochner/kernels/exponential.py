@@ -1,50 +1,44 @@
-"""The two kernels, exactly: the oracle that every estimate is measured against.
+"""The two exponential kernels, which differ by one factor per point.
 
     Softmax:   K(x, y) = exp(x . y)
     Gaussian:  K(x, y) = exp(-|x - y|^2 / 2)  =  exp(-|x|^2/2) exp(x . y) exp(-|y|^2/2)
 
-They differ by one factor per point, hence one set of features serves both. Inputs are already
-divided by the temperature (attention: x = q d^-1/4, y = k d^-1/4) or by the lengthscale.
+Hence one set of features serves both. Inputs are already divided by the temperature (attention:
+x = q d^-1/4, y = k d^-1/4) or by the lengthscale.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
 
-from bochner.validation import unknown_name
+from bochner.kernels.kernel import Kernel
 
 
-class Kernel(ABC):
-    """A positive kernel on R^d, as its logarithm."""
+class ExponentialKernel(Kernel):
+    """exp(x.y) times a factor of x and one of y."""
 
-    name: str
+    @staticmethod
+    def of(kernel: Kernel, what: str) -> ExponentialKernel:
+        """The kernel, if it is one of these.
 
-    @abstractmethod
-    def log(self, x: Tensor, y: Tensor) -> Tensor:
-        """log K(x_i, y_j) for all pairs: x [*b, n, d], y [*b, n', d] -> [*b, n, n']."""
+        Raises:     ValueError that says what needs one.
+        """
+        if not isinstance(kernel, ExponentialKernel):
+            raise ValueError(
+                f"kernel={kernel!r}: {what} estimates Softmax() and Gaussian() only; `bochner list` shows"
+                " the feature maps of other kernels."
+            )
+        return kernel
 
     @abstractmethod
     def log_point_factor(self, x: Tensor) -> Tensor | None:
         """log of the factor that turns exp(x.y) into this kernel, [*b, n, 1]; None if it is 1."""
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """K(x_i, y_j) for all pairs, [*b, n, n']; inf where it leaves the dtype's range."""
-        return torch.exp(self.log(x, y))
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other)
-
-    def __hash__(self) -> int:
-        return hash(type(self))
-
-
-class Softmax(Kernel):
+class Softmax(ExponentialKernel):
     """K(x, y) = exp(x . y), the kernel of attention and of log-linear models.
 
     Example:
@@ -64,7 +58,7 @@ class Softmax(Kernel):
         return None
 
 
-class Gaussian(Kernel):
+class Gaussian(ExponentialKernel):
     """K(x, y) = exp(-|x - y|^2 / 2); a lengthscale is a transform (`Lengthscale`).
 
     Example:
@@ -84,21 +78,3 @@ class Gaussian(Kernel):
     def log_point_factor(self, x: Tensor) -> Tensor | None:
         """-|x|^2 / 2."""
         return -0.5 * x.square().sum(dim=-1, keepdim=True)
-
-
-KERNELS: dict[str, type[Kernel]] = {"softmax": Softmax, "gaussian": Gaussian}
-
-
-def kernel_from_name(kernel: str | Kernel) -> Kernel:
-    """The kernel for a name (edges only); a Kernel passes through.
-
-    Raises:     UnknownNameError for a name that is not one of softmax, gaussian.
-    Example:
-        >>> kernel_from_name("gaussian")
-        Gaussian()
-    """
-    if isinstance(kernel, Kernel):
-        return kernel
-    if kernel not in KERNELS:
-        raise unknown_name("kernel", str(kernel), KERNELS)
-    return KERNELS[kernel]()

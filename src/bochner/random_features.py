@@ -11,9 +11,9 @@ from torch import Tensor
 from bochner.directional import DirectionalMap
 from bochner.directions import Directions
 from bochner.features import Features
-from bochner.kernels import ExponentialKernel
+from bochner.kernels import ExponentialKernel, Gaussian
 from bochner.moments import log_cross_moment, log_second_moment_pairs, rho_of
-from bochner.nonlinearities import Nonlinearity
+from bochner.nonlinearities import Nonlinearity, Trigonometric
 from bochner.projections import IID
 from bochner.proposals import Proposal, StandardNormal
 from bochner.request import Request
@@ -72,6 +72,13 @@ class RandomFeatures(DirectionalMap):
     def proposal(self) -> Proposal:
         """The law of the directions."""
         return self.directions.proposal
+
+    @property
+    def frequencies(self) -> Tensor | None:
+        """omega [*batch_shape, r, d] of features that are [cos(omega x), sin(omega x)] / sqrt(r) and nothing
+        else; None otherwise."""
+        plain = isinstance(self.nonlinearity, Trigonometric) and self.directions.log_weight is None
+        return self.omega if plain and isinstance(self.kernel, Gaussian) else None
 
     def _query(self, x: Tensor) -> Features:
         omega = self.omega.to(x.dtype)

@@ -47,6 +47,7 @@ class Softmax(ExponentialKernel):
     """
 
     name = "softmax"
+    stationary = False
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """x . y for all pairs, also under autocast in the dtype of x."""

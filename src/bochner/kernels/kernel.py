@@ -18,6 +18,8 @@ class Kernel(ABC):
     """
 
     name: str
+    stationary: bool = True
+    """Whether K(x, y) depends on x - y alone, so that points may be centred."""
 
     @abstractmethod
     def log(self, x: Tensor, y: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from benchmarks.attention import FORMAT, FULL, QUICK
+from benchmarks.measuring.machine_tables import machine_caption
 from benchmarks.measuring.tables import caption
 from bochner.report.results import write_text
 
@@ -50,6 +51,7 @@ def page(folder: Path) -> str:
         " units of one of q, k, v.",
         memory["table"],
         *structured_lines(folder),
+        *kernel_machine_lines(folder),
     ]
     return "\n\n".join(lines) + "\n"
 
@@ -62,6 +64,18 @@ def structured_lines(folder: Path) -> list[str]:
     return [
         "## Structured models: chains of many states",
         found["caption"],
+        *(f"### {title}\n\n{table}" for title, table in found["tables"].items()),
+    ]
+
+
+def kernel_machine_lines(folder: Path) -> list[str]:
+    """Kernel ridge regression; nothing before it has been measured."""
+    if not (folder / "kernel_machines.json").exists():
+        return []
+    found = load(folder, "kernel_machines")
+    return [
+        "## Kernel machines: a million rows and more",
+        machine_caption(found),
         *(f"### {title}\n\n{table}" for title, table in found["tables"].items()),
     ]
 

@@ -2,9 +2,12 @@
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+
+from tests.attention.processes import Ranks
 
 torch.set_num_threads(1)
 
@@ -27,3 +30,24 @@ def experiments_restored() -> Iterator[None]:
     for name in loaded():
         del sys.modules[name]
     sys.modules.update(before)
+
+
+@pytest.fixture(scope="session")
+def three() -> Iterator[Ranks]:
+    """Three gloo ranks; each imports torch and bochner, which takes seconds, once for all tests."""
+    ranks = Ranks(3)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """A client of two Dask workers, processes with a nanny each."""
+    distributed = pytest.importorskip("distributed", reason="dask is an extra")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as local,
+        distributed.Client(local, set_as_default=False) as client,
+    ):
+        yield client

@@ -62,5 +62,5 @@ def test_names_equality_and_errors() -> None:
         assert kernel_from_name(name) == kernel
         assert kernel_from_name(kernel) is kernel
         assert kernel.name == name
-    with pytest.raises(UnknownNameError, match="did you mean 'gaussian'.*gaussian, softmax"):
+    with pytest.raises(UnknownNameError, match="did you mean 'gaussian'.*Known: gaussian, lapl"):
         kernel_from_name("gausian")

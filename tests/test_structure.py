@@ -10,9 +10,10 @@ LAYERS = [
     "validation kernels features projections moments proposals nonlinearities statistics"
     " transforms request directions",
     "feature_map dependence exponents",
-    "directional wrapped random_features transformed exponential pair_matrices",
+    "directional wrapped random_features spectral_features transformed exponential pair_matrices"
+    " degree_plan maclaurin",
     "switches expressions",
-    "algebra fitting balanced hybrids clusters landmarks"
+    "algebra fitting balanced hybrids clusters landmarks binning nystroem nystroem_landmarks"
     " landmark_data landmark_points landmark_fit",
     "specification feature_maps catalog",
     "testing attention structured sampling gram gp worst_case",

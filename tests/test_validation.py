@@ -327,7 +327,7 @@ def test_unknown_names_list_the_nearest() -> None:
     )
     _raises(r"unknown feature map 'None'", lambda: make(None, **size), UnknownNameError)
     _raises(
-        r"unknown kernel 'gausian'; did you mean 'gaussian'\? Known: gaussian, softmax",
+        r"unknown kernel 'gausian'; did you mean 'gaussian' or 'laplacian'\? Known: gaussian, lap",
         lambda: make("positive", kernel="gausian", **size),
         UnknownNameError,
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 ATTENTION = ("performer-pytorch", "darkformer-pytorch")
+KERNEL_MACHINES = ("scikit-learn", "rfflearn")
 STRUCTURED = ("torch-struct", "pytorch-crf", "hmmlearn")
 
 

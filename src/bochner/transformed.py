@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bochner.feature_map import FeatureMap
 from bochner.features import Features, SignedLog
-from bochner.kernels import Gaussian
+from bochner.kernels import ExponentialKernel, Gaussian
 from bochner.transforms import Transform, Transformed
 from bochner.wrapped import WrappedMap
 
@@ -19,7 +19,8 @@ class TransformedFeatures(WrappedMap):
     exp((|Tx|^2 - |x|^2)/2) on either side.
 
     Error:      that of `inner` at the transformed points.
-    Raises:     ValueError if the transform's output dimension is not inner.dim.
+    Raises:     ValueError if the transform's output dimension is not inner.dim, or if an exact transform of
+                exp(x.y) meets a kernel that is no factor of it.
     Example:
         >>> import bochner, torch
         >>> from bochner.transforms import Lengthscale
@@ -37,6 +38,8 @@ class TransformedFeatures(WrappedMap):
             raise ValueError(
                 f"transform gives dimension {transform.output_dim}; the inner map has dim={inner.dim}."
             )
+        if transform.exact:  # an identity of exp(x.y)
+            ExponentialKernel.of(inner.kernel, type(transform).__name__)
         self.transform = transform
         self.dim = transform.input_dim
 

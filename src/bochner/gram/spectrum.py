@@ -5,7 +5,6 @@ G = U diag(e) U',   c = U' h:     w(alpha) = U c / (e + alpha)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
-from bochner.gram.accumulate import RowFeatures, in_order
-from bochner.gram.grid import BlockGrid
+from bochner.gram.accumulate import RowFeatures
+from bochner.gram.grid import BLOCK_ROWS
+from bochner.gram.rows import sum_over_groups
 from bochner.gram.solve import check_alpha, intercept_of
 from bochner.gram.statistics import GramStatistics, Matrix
 
@@ -105,29 +105,28 @@ class Spectrum:
         statistics = self.statistics
         mean = statistics.feature_sum / statistics.weight if self.fit_intercept else None
         offset = statistics.target_sum / statistics.weight if self.fit_intercept else 0.0
-        grid = BlockGrid(rows.shape[0])
 
-        def work(group: slice) -> Matrix:
-            total = np.zeros((len(alphas), targets.shape[1]))
-            for start in range(group.start, group.stop, grid.block_rows):
-                part = slice(start, min(start + grid.block_rows, group.stop))
-                weight = np.ones(part.stop - part.start)
-                if sample_weight is not None:
-                    weight = sample_weight[part].astype(np.float64)
-                phi = features(rows[part]).astype(np.float64)
+        def work(group: Any, wanted: Any, weights: Any) -> Matrix:
+            total = np.zeros((len(alphas), wanted.shape[1]))
+            for start in range(0, group.shape[0], BLOCK_ROWS):
+                part = slice(start, start + BLOCK_ROWS)
+                phi = features(group[part]).astype(np.float64)
+                weight = np.ones(len(phi))
+                if weights is not None:
+                    weight = weights[part].astype(np.float64)
                 projected = (phi if mean is None else phi - mean) @ self.vectors  # [n, m]
                 leverage = weight[:, None] * (
                     projected**2 @ shrunk + (0.0 if mean is None else 1.0 / statistics.weight)
                 )
                 for i in range(len(alphas)):
                     predicted = projected @ (self.coordinates * shrunk[:, i : i + 1])
-                    residual = targets[part] - offset - predicted
+                    residual = wanted[part] - offset - predicted
                     left_out = residual / (1.0 - leverage[:, i])[:, None]
                     total[i] += weight @ left_out**2
             return total
 
-        totals: Iterator[Matrix] = (total for _, total in in_order(work, grid.groups()))
-        return sum(totals, np.zeros((len(alphas), targets.shape[1]))) / statistics.weight
+        total: Matrix = sum_over_groups(work, rows, targets, sample_weight)
+        return total / statistics.weight
 
     def log_evidence(self, noise: float, outputscale: float = 1.0) -> Matrix:
         """log p(y) of y = f + e, f = sqrt(outputscale) phi . w, w ~ N(0, I), e ~ N(0, noise), for each of

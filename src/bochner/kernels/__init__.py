@@ -1,10 +1,28 @@
 """The kernels, exactly: the oracle that every estimate is measured against."""
 
+from bochner.kernels.binning import SplineBinning
 from bochner.kernels.exponential import ExponentialKernel, Gaussian, Softmax
 from bochner.kernels.kernel import Kernel
+from bochner.kernels.polynomial import Polynomial
+from bochner.kernels.spectral import Laplacian, Matern, RationalQuadratic, SpectralKernel
+from bochner.kernels.wavelet import Wavelet
 from bochner.validation import unknown_name
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (Softmax(), Gaussian())}
+KERNELS: dict[str, Kernel] = {
+    kernel.name: kernel
+    for kernel in (
+        Softmax(),
+        Gaussian(),
+        Matern(0.5),
+        Matern(1.5),
+        Matern(2.5),
+        RationalQuadratic(),
+        Laplacian(),
+        Polynomial(),
+        SplineBinning(),
+        Wavelet(),
+    )
+}
 """By the names that users type, with their default parameters."""
 
 
@@ -28,6 +46,13 @@ __all__ = [
     "ExponentialKernel",
     "Gaussian",
     "Kernel",
+    "Laplacian",
+    "Matern",
+    "Polynomial",
+    "RationalQuadratic",
     "Softmax",
+    "SpectralKernel",
+    "SplineBinning",
+    "Wavelet",
     "kernel_from_name",
 ]

@@ -35,7 +35,7 @@ def check_feature_map(
         spec: a FeatureMapSpec, or the name of one in the catalogue.
         projection: None takes the specification's own default.
         kernel: a name or a Kernel; None takes the specification's first.
-        plan: sizes of the statistical part; None takes `Plan.of(projection, spec.columns)`.
+        plan: sizes of the statistical part; None takes `Plan.of(projection, spec.columns, kernel)`.
     Raises:     ContractError, an AssertionError whose `failing` names the property.
     Example:
         >>> report = check_feature_map("hyperbolic", plan=Plan(dims=(3,), replicates=10_000))
@@ -48,8 +48,8 @@ def check_feature_map(
             f"projection={projection!r}: {chosen.name!r} draws no random directions; leave it out."
         )
     drawn = chosen.default_projection if projection is None else projection_from_name(projection)
-    plan = Plan.of(drawn, chosen.columns) if plan is None else plan
     wanted = chosen.kernels[0] if kernel is None else kernel_from_name(kernel)
+    plan = Plan.of(drawn, chosen.columns, wanted) if plan is None else plan
     subject = Subject(chosen, drawn, wanted, plan.seed)
     with torch.no_grad():
         checked, skipped = check_declarations(subject)

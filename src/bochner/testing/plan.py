@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from bochner.kernels import Kernel, Softmax
 from bochner.projections import Projection, Sobol
+
+_USUAL = math.exp(-0.605)
+"""The Gaussian kernel at |x - y| = 1.1, its smallest value at the contract's points."""
+_LARGEST_FACTOR = 64
 
 
 @dataclass(frozen=True)
@@ -30,17 +36,32 @@ class Plan:
     seed: int = 20_240_229
 
     @classmethod
-    def of(cls, projection: Projection, columns: int = 1) -> Plan:
+    def of(cls, projection: Projection, columns: int = 1, kernel: Kernel | None = None) -> Plan:
         """The default plan; few but long draws for Sobol, whose scrambling has no batched form: at least
-        32 projections, for a map that spends `columns` on one."""
+        32 projections, for a map that spends `columns` on one. A kernel that is small at the contract's
+        points gets more features, and the bias that it may have is that much larger in its units."""
         base = projection.antithetic_base or projection
         if isinstance(base, Sobol):
-            return cls(num_features=max(256, 32 * columns), replicates=1_000)
-        if (
+            plan = cls(num_features=max(256, 32 * columns), replicates=1_000)
+        elif (
             2 < columns <= 8
         ):  # 8 columns are one or two projections: too few to see 30 % of a variance
-            return cls(num_features=32, replicates=80_000)
-        return cls()
+            plan = cls(num_features=32, replicates=80_000)
+        else:
+            plan = cls()
+        smallest = plan._smallest(Softmax() if kernel is None else kernel)
+        factor = max(1.0, _USUAL / smallest) if smallest else 1.0
+        more = min(_LARGEST_FACTOR, 1 << int(2 * math.log2(factor)))  # errors fall as 1/sqrt(m)
+        return replace(
+            plan,
+            num_features=more * plan.num_features,
+            bias_tolerance=factor * plan.bias_tolerance,
+        )
+
+    def _smallest(self, kernel: Kernel) -> float:
+        """Smallest |K| at the points of the contract."""
+        found = (points(dim, self.seed) for dim in self.dims)
+        return min(float(kernel(p.x, p.y).diagonal().abs().min()) for p in found)
 
 
 @dataclass(frozen=True)

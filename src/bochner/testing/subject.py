@@ -14,6 +14,8 @@ from bochner.request import Request
 from bochner.specification import FeatureMapSpec
 from bochner.testing.plan import calibration
 
+FEWEST_HASHES = 16
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -25,9 +27,11 @@ class Subject:
     seed: int
 
     def budget(self, num_features: int) -> int:
-        """num_features, rounded up to a multiple of the smallest budget that works."""
+        """num_features, rounded up to a multiple of the smallest budget that works; at least 16 draws of a
+        map without projection (two maps of one hash each often agree by chance)."""
         step = self.spec.smallest_budget(self.projection)
-        return -(-num_features // step) * step
+        least = num_features if self.spec.projected else max(num_features, FEWEST_HASHES * step)
+        return -(-least // step) * step
 
     def unfitted(
         self,

@@ -1,0 +1,1 @@
+"""Gaussian processes on features: evidence, hyper-parameters, updates of the prior, paths."""

@@ -1,0 +1,33 @@
+"""Predictions of linear models on streamed features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bochner.gram import BlockFeatures, BlockGrid, RidgeSolution
+from bochner.gram.accumulate import in_order
+
+
+def linear_scores(
+    features: BlockFeatures, X: Any, solution: RidgeSolution
+) -> NDArray[np.floating[Any]]:
+    """phi(x) . coef + intercept for rows X [n, d], dense or CSR -> [n, k], in the features' dtype.
+
+    Cost:       O(n m (d + k)) time; memory of a block of features per thread.
+    """
+    dtype = features.dtype
+    coef, intercept = solution.coef.astype(dtype), solution.intercept.astype(dtype)
+    out = np.empty((X.shape[0], coef.shape[1]), dtype=dtype)
+    grid = BlockGrid(X.shape[0])
+
+    def work(group: slice) -> None:
+        for start in range(group.start, group.stop, grid.block_rows):
+            part = slice(start, min(start + grid.block_rows, group.stop))
+            out[part] = features(X[part]) @ coef + intercept
+
+    for _ in in_order(work, grid.groups()):
+        pass
+    return out

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,8 +82,9 @@ def made(name: str, n: int, seed: int) -> Split:
     return Split(x[:n], y[:n], x[n:], y[n:], noise[n:])
 
 
+@lru_cache(maxsize=1)
 def table(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A published set as numbers [n, d] and targets [n]."""
+    """A published set as numbers [n, d] and targets [n]; kept, because cells come set by set."""
     from sklearn.datasets import load_diabetes
 
     from bochner.data import diamonds, nyc_flights

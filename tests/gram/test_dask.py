@@ -80,7 +80,7 @@ def test_a_worker_killed_in_the_middle(cluster, tmp_path):
         found = accumulate(phi, X, Y)
         assert flag.exists()
         assert same_bits(found, single_process())
-        cluster.wait_for_workers(2, timeout=60)
+        cluster.wait_for_workers(2, timeout=120)
         assert len(before - set(cluster.run(os.getpid).values())) == 1, "one worker is a new one"
 
 

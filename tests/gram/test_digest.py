@@ -1,5 +1,6 @@
 """Equal values have equal digests in any process; a bit that differs shows."""
 
+import os
 from functools import partial
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_the_same_in_other_processes(three):
     """Other hash seeds, other addresses."""
     found = three.run(digest_elsewhere, [()] * 3)
     assert {value for value, _ in found} == {digest([work(), {"a", "b", "c"}])}
-    assert len({seed for _, seed in found}) == 3
+    assert len({seed for _, seed in found}) == 3 or "PYTHONHASHSEED" in os.environ
 
 
 def test_an_object_inside_itself():

@@ -25,6 +25,8 @@ SMALL = {
 """Sizes for a test of seconds, of those that search or solve many times."""
 VARIANTS = [
     *((name, SMALL.get(name, {})) for name in ESTIMATORS),
+    ("KernelClassifier", {"loss": "logistic"}),
+    ("KernelRidge", {"alpha": "gcv"}),
     ("RandomFeatures", {"features": "positive"}),
     ("RandomFeatures", {"features": "gerf"}),
     ("RandomFeatures", {"kernel": "laplacian", "projection": "iid", "gamma": "median"}),

@@ -19,7 +19,6 @@ from bochner.nystroem_landmarks import UniformLandmarks
 from bochner.request import Request
 from bochner.specification import FeatureMapSpec
 
-
 TESTED = tuple(kernel for kernel in KERNELS.values() if kernel != Matern(0.5))
 """Any kernel will do; 8 landmarks in five dimensions are too few to show it for one that rough."""
 

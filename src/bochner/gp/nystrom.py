@@ -96,8 +96,8 @@ class NystromPosterior(Posterior):
 
     @property
     def num_directions(self) -> int:
-        """Columns of psi."""
-        return self.weights.num_features
+        """Landmarks: more than the columns of psi where they repeat each other, and then enough."""
+        return len(self.landmarks.centres)
 
     def mean(self, z: Tensor) -> Array:
         """psi'A^-1 Psi'y."""

@@ -123,9 +123,7 @@ class _LogBessel(torch.autograd.Function):
         return torch.from_numpy(logs).to(z)
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-    ) -> tuple[Tensor, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         (slope,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return grad * slope, None
 

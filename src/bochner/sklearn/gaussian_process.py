@@ -244,9 +244,8 @@ class GaussianProcess(FeatureParameters, MultiOutputMixin, RegressorMixin, BaseE
             _warn_starved("deviations come from a model", dof, directions)
         if self.posterior_.name == "nystrom":
             warnings.warn(
-                f"the data determine {dof:.0f} of {directions} directions of the landmarks: the mean could"
-                " follow the data more closely with a larger n_landmarks (deviations already hold what it"
-                " lacks).",
+                f"the data determine {dof:.0f} directions of {directions} landmarks: the mean could follow"
+                " the data more closely with a larger n_landmarks (deviations already hold what it lacks).",
                 UserWarning,
                 stacklevel=3,
             )

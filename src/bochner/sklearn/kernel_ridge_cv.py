@@ -39,8 +39,7 @@ class KernelRidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     """`KernelRidge` with everything chosen on rows held out.
 
     Arguments:
-        alphas: penalties [a]; None: 25 from 1e-7 (float64 sums: 1e-10) to 1 times the trace of the
-            candidate's Gram matrix.
+        alphas: penalties [a]; None: 25 from 1e-7 to 1 times the trace of its Gram matrix.
         kernel, features, n_components, gamma: see `FeatureParameters`; each one value or a list of them.
             gamma=None: 4, 2, 1, 1/2 and 1/4 times the lengthscale of "scale".
         projection, random_state: see `FeatureParameters`. All candidates share the random state.

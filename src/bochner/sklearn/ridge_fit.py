@@ -35,7 +35,7 @@ DTYPES: dict[Precision, type[np.floating[Any]]] = {
 }
 CRITERIA = ("gcv", "loo")
 _PATH = 25  # penalties of a path by default
-_LOWEST = {Precision.SINGLE: 1e-7, Precision.DOUBLE: 1e-10}  # of the trace of G
+_LOWEST = 1e-7  # of the trace of G: what float32 sums bear, and a rounding of 1e-9 in float64
 _RESIDUAL = {
     Precision.SINGLE: 1e-5,
     Precision.DOUBLE: 1e-11,
@@ -102,12 +102,12 @@ def attempts(precision: str, num_rows: int) -> tuple[Precision, ...]:
 
 
 def default_alphas(statistics: GramStatistics, count: int = _PATH) -> Matrix:
-    """Penalties from 1e-7 (float64: 1e-10) to 1 times the trace of G, evenly in their logarithms.
+    """Penalties from 1e-7 to 1 times the trace of G, evenly in their logarithms.
 
     (The largest eigenvalue is at most the trace.)
     """
     trace = float(np.trace(statistics.gram)) or 1.0
-    return np.geomspace(_LOWEST[statistics.precision] * trace, trace, count)
+    return np.geomspace(_LOWEST * trace, trace, count)
 
 
 def fit_ridge(

@@ -44,8 +44,7 @@ class RidgeModel(FeatureParameters):
     Parameters:
         alpha: the penalty, a number; or "gcv" (generalised cross-validation) or "loo" (the exact
             leave-one-out error, one more pass), which take the best of `alphas`.
-        alphas: penalties for "gcv" and "loo"; None: 25 from 1e-7 (float64 sums: 1e-10) to 1 times
-            the trace of the Gram matrix.
+        alphas: penalties for "gcv" and "loo"; None: 25 from 1e-7 to 1 times the trace of the Gram matrix.
         fit_intercept: whether there is a constant, without penalty.
         precision: what blocks of rows are multiplied in. "single": float32, summed in float64. "double".
             "auto": float64 up to one block (8,192 rows); above, float32, and float64 in a second pass

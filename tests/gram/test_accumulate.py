@@ -112,7 +112,7 @@ def test_other_groups_do_change_bits() -> None:
 
 def test_sparse_rows_give_the_features_of_dense_ones() -> None:
     x = sparse.random(500, 40, density=0.1, random_state=0, format="csr", dtype=np.float64)
-    for name in ("trigonometric", "positive"):
+    for name in ("trigonometric", "positive", "cosine"):
         phi = features(dim=40, name=name, inverse_lengthscales=np.linspace(0.5, 1.5, 40))
         np.testing.assert_allclose(phi(x), phi(x.toarray()), atol=2e-6)
 
@@ -120,7 +120,7 @@ def test_sparse_rows_give_the_features_of_dense_ones() -> None:
 def test_features_are_those_of_the_map() -> None:
     x, _, _ = data(300)
     offset, scale = np.array([1.0, 2.0, 3.0]), np.array([0.5, 1.0, 2.0])
-    for name in ("trigonometric", "positive", "hyperbolic"):
+    for name in ("trigonometric", "positive", "hyperbolic", "cosine"):
         phi = features(name=name, offset=offset, inverse_lengthscales=scale, dtype=np.float64)
         points = torch.from_numpy((x - offset) * scale)
         np.testing.assert_allclose(

@@ -114,21 +114,26 @@ class BlockFeatures:
     def _waves(
         self, rows: Any, frequencies: NDArray[np.floating[Any]]
     ) -> NDArray[np.floating[Any]]:
-        """[cos, sin] of the projections over sqrt(r), a cacheful of rows at a time."""
+        """[cos, sin] / sqrt(r) of the projections, or cosines with offsets, a cacheful of rows at a time."""
         count = len(frequencies)
+        offsets = getattr(self.feature_map, "offsets", None)
+        shift = None if offsets is None else offsets.numpy().astype(self.dtype, copy=False)
         weights = np.ascontiguousarray(frequencies.T)
         stays_sparse = sparse.issparse(rows) and self.offset is None
         if stays_sparse:
             weights = (weights * self.inverse_lengthscales[:, None]).astype(self.dtype)
             rows = rows.astype(self.dtype)
-        out = np.empty((rows.shape[0], 2 * count), dtype=self.dtype)
+        out = np.empty((rows.shape[0], self.num_features), dtype=self.dtype)
         step = max(64, _CACHED // count)
-        scale = self.dtype.type(count**-0.5)  # 1/sqrt(r)
+        scale = self.dtype.type(count**-0.5 if shift is None else (2 / count) ** 0.5)
         for start in range(0, rows.shape[0], step):
             part = slice(start, start + step)
             projected = rows[part] @ weights if stays_sparse else self.scaled(rows[part]) @ weights
             block = out[part]
+            if shift is None:
+                np.sin(projected, out=block[:, count:])
+            else:
+                projected += shift
             np.cos(projected, out=block[:, :count])
-            np.sin(projected, out=block[:, count:])
             block *= scale
         return out

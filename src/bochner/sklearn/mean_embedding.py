@@ -153,7 +153,7 @@ def mmd_test(
     Raises:     ValueError for another number of columns, fewer than 2 rows, a level that
                 num_permutations cannot reach.
     Example:
-        >>> rng = np.random.default_rng(0)
+        >>> rng = np.random.default_rng(2)
         >>> X, same, wider = (s * rng.standard_normal((400, 3)) for s in (1.0, 1.0, 1.4))
         >>> seeded = KernelMeanEmbedding(gamma="median", random_state=0)
         >>> mmd_test(X, same, embedding=seeded).rejected, mmd_test(X, wider, embedding=seeded).p_value

@@ -53,7 +53,7 @@ class RandomFeatures(
         >>> from sklearn.datasets import load_iris
         >>> X = load_iris().data
         >>> sampler = RandomFeatures(n_components=128, random_state=0)
-        >>> sampler.fit_transform(X).shape, float(sampler.error_estimate(X).rmse.value) < 0.05
+        >>> sampler.fit_transform(X).shape, float(sampler.error_estimate(X).rmse.value) < 0.1
         ((150, 128), True)
     """
 

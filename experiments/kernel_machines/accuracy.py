@@ -27,6 +27,7 @@ from bochner.gram.accumulate import RowFeatures
 from bochner.reproduce import Cell, Experiment, Row
 from bochner.sklearn.features import build_features
 from experiments.kernel_machines.accuracy_report import (
+    COSINE,
     EXACT,
     LINEAR,
     NYSTROEM,
@@ -122,9 +123,16 @@ Make = Callable[[np.ndarray, int, float, int], RowFeatures]
 """(rows to fit to, m, gamma, seed) -> features."""
 
 
-def with_projection(name: str) -> Make:
+def with_projection(name: str, features: str = "trigonometric") -> Make:
     def make(x: np.ndarray, m: int, gamma: float, seed: int) -> RowFeatures:
-        return build_features(x, n_components=m, gamma=gamma, projection=name, random_state=seed)
+        return build_features(
+            x,
+            features=features,
+            n_components=m,
+            gamma=gamma,
+            projection=name,
+            random_state=seed,
+        )
 
     return make
 
@@ -145,6 +153,7 @@ CONTESTANTS: dict[str, Make] = {
     RBF_SAMPLER: of_scikit_learn(RBF_SAMPLER),
     NYSTROEM: of_scikit_learn(NYSTROEM),
     **{name: with_projection(name) for name in PROJECTIONS},
+    COSINE: with_projection("orthogonal", features="cosine"),
 }
 
 

@@ -13,11 +13,12 @@ from bochner.reproduce import Measured, Row
 
 RBF_SAMPLER = "RBFSampler"
 NYSTROEM = "Nystroem"
+COSINE = "cosine"  # orthogonal directions with offsets, as many as features
 LINEAR = "linear"
 EXACT = "exact kernel"
 WITHOUT = (LINEAR, EXACT)  # without features
-SAMPLERS = ("iid", "orthogonal", "sobol")
-COLOURS = ("#999999", "#000000", "#56B4E9", "#D55E00", "#009E73")
+SAMPLERS = ("iid", "orthogonal", "sobol", COSINE)
+COLOURS = ("#999999", "#000000", "#56B4E9", "#D55E00", "#CC79A7", "#009E73")
 
 
 def pick(rows: Sequence[Row], **wanted: object) -> list[Row]:
@@ -174,7 +175,7 @@ def draw(rows: list[Row], folder: Path) -> None:
             found = [difference(rows, name, m, contestant) for name in names]
             axis.errorbar(
                 [d.value for d in found],
-                [at + 0.18 * (offset - 1.5) for at in range(len(names))],
+                [at + 0.16 * (offset - 2) for at in range(len(names))],
                 xerr=[[d.value - d.low for d in found], [d.high - d.value for d in found]],
                 fmt="o",
                 markersize=3,

@@ -30,9 +30,11 @@ class Precision(IntEnum):
 class GramStatistics:
     """Sums over n weighted rows with m features and k targets.
 
-    Shapes:     gram [m, m], cross [m, k], feature_sum [m], target_sum [k], target_products [k, k].
+    Shapes:     gram [m, m], cross [m, k], feature_sum [m], target_sum [k], target_scatter [k, k]: of
+                targets about their mean, YY - t t'/w; num_rows: those of positive weight.
     Numerics:   `precision` is the lowest of all that was added; `bochner.gram.lowest_alpha` says what
-                penalty it can bear.
+                penalty it can bear. Every block takes the mean of its targets off first, so that a mean of
+                many deviations costs no digits of float32 products, nor of squares about it.
     Cost:       8 m (m + k + 1) bytes.
     Example:
         >>> one = GramStatistics.of(np.array([[1.0, 2.0]]), np.array([[3.0]]))
@@ -44,7 +46,7 @@ class GramStatistics:
     cross: Matrix
     feature_sum: Matrix
     target_sum: Matrix
-    target_products: Matrix
+    target_scatter: Matrix
     weight: float
     num_rows: int
     precision: Precision
@@ -83,25 +85,35 @@ class GramStatistics:
         targets = np.zeros((count, 0)) if targets is None else targets
         dtype = np.float64 if precision is Precision.DOUBLE else features.dtype
         precision = Precision.DOUBLE if dtype == np.float64 else Precision.SINGLE
-        exact_targets = targets.astype(np.float64, copy=False)
-        rows = features.astype(dtype, copy=False)
+        rows, apart = features.astype(dtype, copy=False), targets.astype(np.float64)
         if sample_weight is None:
-            total = float(count)
+            unit, total = 1.0, float(count)
             feature_sum = features.sum(axis=0, dtype=np.float64)
-            weighted_targets = exact_targets
+            target_sum = apart.sum(axis=0)
+            mean = target_sum / (total or 1.0)
+            apart -= mean
         else:
-            roots = np.sqrt(sample_weight.astype(np.float64))
-            total = float(sample_weight.sum(dtype=np.float64))
+            weights = sample_weight.astype(np.float64)
+            unit, count = _power_of_four(weights), int(np.count_nonzero(weights))
+            weights = weights / unit  # what float32 holds, whatever the weights; exact
+            roots, total = np.sqrt(weights), float(weights.sum())
             rows = rows * roots[:, None].astype(dtype)
             feature_sum = roots @ rows if dtype == np.float64 else _weighted_sum(rows, roots)
-            weighted_targets = exact_targets * roots[:, None]
+            target_sum = weights @ apart
+            mean = target_sum / (total or 1.0)
+            apart = (apart - mean) * roots[:, None]
+        size = np.ldexp(1.0, np.frexp(np.abs(apart).max(axis=0, initial=0.0))[1])
+        cross = (rows.T @ (apart / size).astype(dtype)).astype(np.float64, copy=False) * size
+        gram = (rows.T @ rows).astype(np.float64, copy=False)
+        if unit != 1.0:
+            gram *= unit
         return cls(
-            (rows.T @ rows).astype(np.float64, copy=False),
-            (rows.T @ weighted_targets.astype(dtype, copy=False)).astype(np.float64, copy=False),
-            feature_sum,
-            weighted_targets.sum(axis=0) if sample_weight is None else roots @ weighted_targets,
-            weighted_targets.T @ weighted_targets,
-            total,
+            gram,
+            unit * (cross + np.outer(feature_sum, mean)),
+            unit * feature_sum,
+            unit * target_sum,
+            unit * (apart.T @ apart),
+            unit * total,
             count,
             precision,
         )
@@ -115,6 +127,21 @@ class GramStatistics:
     def num_targets(self) -> int:
         """k."""
         return self.cross.shape[1]
+
+    @property
+    def target_products(self) -> Matrix:
+        """Y' W Y, [k, k]."""
+        if not self.weight:
+            return self.target_scatter.copy()
+        return self.target_scatter + np.outer(self.target_sum, self.target_sum / self.weight)
+
+    def _between(self, other: GramStatistics) -> Matrix:
+        """What the scatter of both has beyond that of each: the distance of their means."""
+        if not (self.weight and other.weight):
+            return np.zeros_like(self.target_scatter)
+        apart = other.target_sum / other.weight - self.target_sum / self.weight
+        share = self.weight * (other.weight / (self.weight + other.weight))
+        return share * np.outer(apart, apart)
 
     def __add__(self, other: GramStatistics) -> GramStatistics:
         """The sums over the rows of both.
@@ -134,7 +161,7 @@ class GramStatistics:
             self.cross + other.cross,
             self.feature_sum + other.feature_sum,
             self.target_sum + other.target_sum,
-            self.target_products + other.target_products,
+            self.target_scatter + other.target_scatter + self._between(other),
             self.weight + other.weight,
             self.num_rows + other.num_rows,
             min(self.precision, other.precision),
@@ -145,8 +172,8 @@ class GramStatistics:
         self.gram.__iadd__(other.gram)
         self.cross.__iadd__(other.cross)
         self.feature_sum.__iadd__(other.feature_sum)
+        self.target_scatter.__iadd__(other.target_scatter + self._between(other))
         self.target_sum.__iadd__(other.target_sum)
-        self.target_products.__iadd__(other.target_products)
         return replace(
             self,
             weight=self.weight + other.weight,
@@ -163,7 +190,6 @@ class GramStatistics:
             cross=self.cross - np.outer(self.feature_sum, target_mean),
             feature_sum=np.zeros_like(self.feature_sum),
             target_sum=np.zeros_like(self.target_sum),
-            target_products=self.target_products - np.outer(self.target_sum, target_mean),
         )
 
     def save(self, path: Path) -> None:
@@ -194,3 +220,9 @@ def _weighted_sum(rows: NDArray[np.floating[Any]], roots: Matrix) -> Matrix:
     for start in range(0, len(rows), 256):
         total += roots[start : start + 256] @ rows[start : start + 256].astype(np.float64)
     return total
+
+
+def _power_of_four(weights: Matrix) -> float:
+    """The largest weight but for a factor below 4, 1 if all are 0: roots over its root keep their bits."""
+    exponent = int(np.frexp(weights.max(initial=0.0))[1])
+    return float(np.ldexp(1.0, 2 * (exponent // 2)))

@@ -156,7 +156,7 @@ class KernelClassifier(ClassifierMixin, RidgeModel, BaseEstimator):
 
     @lazy_on_dask
     def decision_function(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Scores [n] of the second of two classes, or [n, K], streamed, in the dtype of the features."""
+        """Scores [n] of the second of two classes, or [n, K], streamed, float64."""
         check_is_fitted(self)
         X = validated(self, X, accept_sparse="csr", dtype=FLOATS, reset=False)
         scores = linear_scores(self.features_, X, self._solved())

@@ -95,7 +95,7 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, RidgeModel, BaseEstimator):
 
     @lazy_on_dask
     def predict(self, X: Any) -> NDArray[np.floating[Any]]:
-        """Predictions [n] or [n, k] for rows X [n, d], streamed, in the dtype of the features."""
+        """Predictions [n] or [n, k] for rows X [n, d], streamed, float64."""
         check_is_fitted(self)
         X = validated(self, X, accept_sparse="csr", dtype=FLOATS, reset=False)
         scores = linear_scores(self.features_, X, self._solved())

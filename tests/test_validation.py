@@ -501,7 +501,8 @@ def test_unfitted_use(name: str) -> None:
     for use in _uses(phi):
         _raises(message, use, NotFittedError)
     assert issubclass(NotFittedError, ValueError)
-    for use in _uses(phi.fit(points(), points())):
+    phi = phi.fit(*(points(9, 4) for _ in range(2)))
+    for use in _uses(phi):
         use()
 
 

@@ -4,6 +4,7 @@
     demo        docs/demo/tables.md, word for word, after `bochner demo --out docs/demo`
     bench       the table of benchmarks/attention.json, after `make bench`
     structured  chains of many states: a benchmark and the experiments (structured_results.py)
+    kernels     kernel machines: a benchmark and the experiments (kernel_results.py); also in docs/kernel-machines.md
     hybrids     sentences of experiments/hybrid_random_features/results/*/summary.md
 
 A test compares the pages with all of them.
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from kernel_results import page_kernels, readme_kernels
 from structured_results import structured_results
 from trade_off import trade_off
 
@@ -77,8 +79,14 @@ BLOCKS = {
     "hybrids": quoted_sentences,
     "bench": benchmark_table,
     "structured": structured_results,
+    "kernels": readme_kernels,
+    "samplers": page_kernels,
 }
-PAGES = {"README.md": list(BLOCKS), "docs/transformers.md": ["trade"]}
+PAGES = {
+    "README.md": [name for name in BLOCKS if name != "samplers"],
+    "docs/transformers.md": ["trade"],
+    "docs/kernel-machines.md": ["samplers"],
+}
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bochner import Constant, make, measure, predict
+from bochner import Constant, make, measure, predict, spec
 from bochner.diagnostics import Prediction
 from bochner.feature_map import FeatureMap
 from bochner.nonlinearities import Hyperbolic
@@ -53,7 +53,8 @@ def test_equals_the_pair_formula(name: str) -> None:
 @pytest.mark.parametrize("name", PREDICTED)
 def test_agrees_with_measurement_where_variances_are_small(name: str) -> None:
     """Independent directions, |x|, |y| ~ 0.4, m = 512: 60 redraws, within 15 %."""
-    phi = fitted(name, dim=4, num_features=512, batch_shape=(3,), projection="iid", scale=0.2)
+    projection = "iid" if spec(name).takes_projection else None
+    phi = fitted(name, dim=4, num_features=512, batch_shape=(3,), projection=projection, scale=0.2)
     q, k = (normal(3, 20, 4, seed=s, scale=0.2) for s in (1, 2))
     v = normal(3, 20, 6, seed=3)
     predicted = predict(phi, q, k, v, num_queries=20)

@@ -13,7 +13,7 @@ from bochner.catalog import maps_of
 from bochner.diagnostics import Interval, compare, measure
 from bochner.diagnostics.compare import Candidate, Comparison, Data
 from bochner.diagnostics.recommend import choose
-from tests.maps import normal, seeded
+from tests.maps import BIASED, normal, seeded
 
 NAN = torch.tensor([math.nan, 1.0])
 
@@ -65,10 +65,12 @@ def test_the_table_is_sorted_and_complete() -> None:
     errors = [c.output_error for c in choice.candidates]
     assert errors == sorted(errors)
     names = set(maps_of(bochner.Softmax()))
-    assert {c.name for c in choice.candidates} == names
-    assert not choice.skipped
+    tried = {c.name for c in choice.candidates}
+    assert tried == names - {"local"}  # these points are too far apart for a series about one centre
+    assert set(choice.skipped) == {"local, num_features=32"}
+    assert "too far from" in choice.skipped["local, num_features=32"]
     text = str(choice)
-    for name in (*names, "(averaging the values)"):
+    for name in (*tried, "(averaging the values)"):
         assert name in text
     assert all(reason in text for reason in choice.reasons)
 
@@ -91,7 +93,7 @@ def test_maps_that_cannot_be_tried_are_listed_with_the_reason() -> None:
     assert "trigonometric, num_features=1" in choice.skipped
     assert "must be a multiple of 2" in choice.skipped["trigonometric, num_features=1"]
     assert "Antithetic" in choice.skipped["data-aware, num_features=1"]
-    single = {"positive", "gerf", "sderf", "aderf", "balanced-exponential", "calibrated"}
+    single = {"positive", "gerf", "sderf", "aderf", "balanced-exponential", *BIASED}
     assert {c.name for c in choice.candidates} == single
     with pytest.raises(ValueError, match="no feature map could be tried: .*multiple of 2"):
         recommend(q, k, v, 1, candidates=["trigonometric"])

@@ -40,7 +40,47 @@ def test_integer_weights_are_repetitions() -> None:
     for name in NAMES:
         np.testing.assert_allclose(getattr(weighted, name), getattr(repeated, name), atol=1e-12)
     assert weighted.weight == repeated.weight
-    assert (weighted.num_rows, repeated.num_rows) == (30, times.sum())
+    assert (weighted.num_rows, repeated.num_rows) == (np.count_nonzero(times), times.sum())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("offset", [1e3, 1e8])
+def test_a_mean_of_many_deviations_costs_no_digits(offset: float, weighted: bool) -> None:
+    """Targets of mean 1e8 and deviation 1, of which float32 would keep nothing, in blocks that merge."""
+    random = np.random.default_rng(0)
+    phi = random.normal(size=(4000, 5)).astype(np.float32)
+    y = phi[:, :2] + offset * np.array([1.0, -1.0])
+    w = random.uniform(size=4000) if weighted else np.ones(4000)
+    parts = [slice(i, i + 1000) for i in range(0, 4000, 1000)]
+    blocks = [
+        GramStatistics.of(phi[p], y[p], w[p] if weighted else None, precision=Precision.SINGLE)
+        for p in parts
+    ]
+    whole = blocks[0] + blocks[1]
+    whole = whole.add_(blocks[2]).add_(blocks[3])
+    apart, rows = y - np.average(y, axis=0, weights=w), phi.astype(np.float64)
+    centred = whole.centred()
+    # 4,000 sums of ulps of 1e8, 1.5e-8, beside float32's 1e-7 of sums of 4,000
+    np.testing.assert_allclose(centred.cross, rows.T @ (w[:, None] * apart), rtol=0, atol=5e-3)
+    scatter = apart.T @ (w[:, None] * apart)
+    np.testing.assert_allclose(centred.target_products, scatter, rtol=1e-6, atol=1e-3)
+    products = y.T @ (w[:, None] * y)
+    np.testing.assert_allclose(whole.target_products, products, rtol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [2.0**-200, 2.0**-66, 2.0**66, 2.0**200])
+def test_powers_of_two_change_no_bit_of_float32_products(factor: float) -> None:
+    """2^66 is beyond the squares that float32 holds, 2^200 beyond what it holds itself."""
+    random = np.random.default_rng(0)
+    phi = random.normal(size=(300, 5)).astype(np.float32)
+    y, w = random.normal(size=(300, 2)), random.uniform(size=300)
+    plain = GramStatistics.of(phi, y, w, precision=Precision.SINGLE)
+    heavy = GramStatistics.of(phi, y, w * factor**2, precision=Precision.SINGLE)
+    large = GramStatistics.of(phi, y * factor, w, precision=Precision.SINGLE)
+    for name in ("gram", "cross", "feature_sum", "target_sum", "target_scatter"):
+        assert np.array_equal(getattr(heavy, name), getattr(plain, name) * factor**2), name
+    assert np.array_equal(large.cross, plain.cross * factor)
+    assert np.array_equal(large.target_products, plain.target_products * factor**2)
 
 
 def test_weights_in_float32() -> None:

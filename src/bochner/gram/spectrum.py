@@ -15,8 +15,10 @@ from scipy import linalg
 from bochner.gram.accumulate import RowFeatures
 from bochner.gram.grid import BLOCK_ROWS
 from bochner.gram.rows import sum_over_groups
-from bochner.gram.solve import check_alpha, intercept_of
-from bochner.gram.statistics import GramStatistics, Matrix
+from bochner.gram.solve import PrecisionError, check_alpha, intercept_of
+from bochner.gram.statistics import GramStatistics, Matrix, Precision
+
+_LEAST_FREE = {Precision.SINGLE: 1e-4, Precision.DOUBLE: 1e-11}  # 1 - h_i, well above its rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +101,7 @@ class Spectrum:
             r_i / (1 - h_i),    h_i = w_i (sum_j (phi_i . u_j)^2 / (e_j + alpha) + 1/w)
 
         Cost:       one more pass over the rows: 2 n m^2 operations for all penalties together.
+        Raises:     PrecisionError where a row has leverage 1 to rounding (a weight far above all others).
         """
         alphas = self._checked(alphas)
         shrunk = 1.0 / (self.eigenvalues[:, None] + alphas)  # [m, a]
@@ -118,6 +121,12 @@ class Spectrum:
                 leverage = weight[:, None] * (
                     projected**2 @ shrunk + (0.0 if mean is None else 1.0 / statistics.weight)
                 )
+                if 1.0 - leverage.max() < _LEAST_FREE[statistics.precision]:
+                    raise PrecisionError(
+                        f"a row has leverage {leverage.max():.15g}: the model follows it wherever it lies, and"
+                        " rounding hides what the others say; take larger alphas, less unequal weights,"
+                        " or the sums in float64 (precision='double')."
+                    )
                 for i in range(len(alphas)):
                     predicted = projected @ (self.coordinates * shrunk[:, i : i + 1])
                     residual = wanted[part] - offset - predicted

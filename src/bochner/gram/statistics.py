@@ -161,7 +161,7 @@ class GramStatistics:
             self.cross + other.cross,
             self.feature_sum + other.feature_sum,
             self.target_sum + other.target_sum,
-            self.target_scatter + other.target_scatter + self._between(other),
+            self.target_scatter + (other.target_scatter + self._between(other)),
             self.weight + other.weight,
             self.num_rows + other.num_rows,
             min(self.precision, other.precision),

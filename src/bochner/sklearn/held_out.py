@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bochner.gram import BlockFeatures, GramStatistics, Precision, Spectrum
 from bochner.gram.accumulate import Progress
 from bochner.gram.solve import FLOORS, intercept_of, precision_error
-from bochner.sklearn.ridge_fit import Rows
+from bochner.sklearn.ridge_fit import CONSTANT, Rows
 
 Matrix = NDArray[np.float64]
 Split = tuple[NDArray[np.integer[Any]], NDArray[np.integer[Any]]]
@@ -125,7 +125,7 @@ def squared_errors(test: GramStatistics, coef: Matrix, intercept: Matrix) -> Mat
 def _r2(test: GramStatistics, errors: Matrix) -> Matrix:
     """1 - errors / (squares about the mean), averaged over targets [a]; as scikit-learn where those are 0."""
     total = np.diag(test.centred().target_products)
-    flat = total <= 1e-12 * np.diag(test.target_products)
+    flat = total <= CONSTANT * np.diag(test.target_products)
     with np.errstate(divide="ignore", invalid="ignore"):
         scores = np.where(flat, np.where(errors <= 0, 1.0, 0.0), 1.0 - errors / total)
     return scores.mean(axis=1)

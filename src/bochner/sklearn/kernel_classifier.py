@@ -10,6 +10,7 @@ the same cost. For more classes it is L-BFGS, preconditioned by one such pass, w
 from __future__ import annotations
 
 import warnings
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -203,8 +204,10 @@ class KernelClassifier(ClassifierMixin, RidgeModel, BaseEstimator):
         return self._solved().intercept
 
     def _fit_logistic(self, X: Any, codes: Any, weight: Any) -> Self:
-        if isinstance(self.alpha, str) or not self.alpha >= 0:
-            raise ValueError(f"alpha={self.alpha!r} must be a number >= 0 for loss='logistic'.")
+        if not isinstance(self.alpha, Real) or not 0 <= float(self.alpha) < np.inf:
+            raise ValueError(
+                f"alpha={self.alpha!r} must be a finite number >= 0 for loss='logistic'."
+            )
         carried = class_totals(X, codes, len(self.classes_), weight)
         if not carried.all():
             raise ValueError(
@@ -226,6 +229,7 @@ class KernelClassifier(ClassifierMixin, RidgeModel, BaseEstimator):
                 ConvergenceWarning,
                 stacklevel=3,
             )
+        self._forget("statistics_", "alphas_", "criterion_")
         self.n_iter_, self.alpha_ = fit.num_iterations, float(self.alpha)
         self._solution = RidgeSolution(fit.coefficients[:-1], fit.coefficients[-1])
         return self

@@ -40,6 +40,7 @@ _RESIDUAL = {
     Precision.SINGLE: 1e-5,
     Precision.DOUBLE: 1e-11,
 }  # of the targets' squares: above rounding
+CONSTANT = 1e-26  # squares about the mean over squares: no more than rounding of the mean
 
 
 @dataclass(frozen=True)
@@ -167,20 +168,23 @@ def choose_alpha(
 
 
 def _trusted_gcv(spectrum: Spectrum, path: Matrix) -> Matrix:
-    """Generalised cross-validation [a, k]; inf where the residual is no more than rounding of the sums.
+    """Generalised cross-validation [a, k]; inf where the residual is no more than rounding of the sums, 0 for
+    a constant target, which any penalty fits.
 
     Raises:     PrecisionError where float64 sums would know the residual and float32 sums do not.
     """
     statistics, scores = spectrum.statistics, spectrum.gcv(path)
     centred = statistics.centred() if spectrum.fit_intercept else statistics
     total = np.diag(centred.target_products)
+    varies = total > CONSTANT * np.diag(statistics.target_products)
     known = spectrum.residual_squares(path) > _RESIDUAL[statistics.precision] * total
+    known |= ~varies
     if statistics.precision is Precision.SINGLE and not known.all():
         raise PrecisionError(
             "residuals of some penalties are below 1e-5 of the targets' squares, which float32 sums cannot"
             " tell from 0; give larger alphas, or take the sums in float64 (precision='double')."
         )
-    return np.where(known, scores, np.inf)
+    return np.where(varies, np.where(known, scores, np.inf), 0.0)
 
 
 def check_alpha_parameter(alpha: Any) -> None:

@@ -126,5 +126,11 @@ class RidgeModel(FeatureParameters):
     def _keep(self, chosen: Chosen) -> None:
         self._solution = chosen.solution
         self.alpha_ = chosen.alpha
+        self._forget("alphas_", "criterion_")
         if chosen.alphas is not None:
             self.alphas_, self.criterion_ = chosen.alphas, chosen.criterion
+
+    def _forget(self, *names: str) -> None:
+        """Drop what another fit has left and this one has not."""
+        for name in names:
+            self.__dict__.pop(name, None)

@@ -321,7 +321,7 @@ def test_unknown_names_list_the_nearest() -> None:
         UnknownNameError,
     )
     _raises(
-        r"unknown feature map 'Performer'; Known: ",
+        r"unknown feature map 'Performer'\. Known: ",
         lambda: make("Performer", **size),
         UnknownNameError,
     )

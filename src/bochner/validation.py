@@ -29,8 +29,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     """
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f" did you mean {' or '.join(repr(n) for n in nearest)}?" if nearest else ""
-    return UnknownNameError(f"unknown {kind} {name!r};{hint} Known: {', '.join(known)}.")
+    hint = f"; did you mean {' or '.join(repr(n) for n in nearest)}?" if nearest else "."
+    return UnknownNameError(f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}.")
 
 
 def check_count(name: str, value: int, *, at_least: int = 1) -> int:

@@ -54,7 +54,8 @@ def test_equals_the_pair_formula(name: str) -> None:
 def test_agrees_with_measurement_where_variances_are_small(name: str) -> None:
     """Independent directions, |x|, |y| ~ 0.4, m = 512: 60 redraws, within 15 %."""
     projection = "iid" if spec(name).takes_projection else None
-    phi = fitted(name, dim=4, num_features=512, batch_shape=(3,), projection=projection, scale=0.2)
+    m = 32 if name == "local" else 512  # beyond, its error is rare products of nine signs and more
+    phi = fitted(name, dim=4, num_features=m, batch_shape=(3,), projection=projection, scale=0.2)
     q, k = (normal(3, 20, 4, seed=s, scale=0.2) for s in (1, 2))
     v = normal(3, 20, 6, seed=3)
     predicted = predict(phi, q, k, v, num_queries=20)

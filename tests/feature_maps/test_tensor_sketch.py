@@ -82,3 +82,12 @@ def test_errors() -> None:
         TensorSketch(Request(dim=2, num_features=4, kernel=Gaussian()))
     with pytest.raises(ValueError, match="others of this kernel: .*tensor-sketch"):
         bochner.make("trigonometric", dim=2, num_features=4, kernel="polynomial")
+
+
+def test_one_monomial_is_exact_and_its_variance_not_below_zero():
+    phi = sketch(1, 1, offset=0.0, dim=1)
+    x = torch.randn(40, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.allclose(phi.estimate(x, x), phi.kernel(x, x), rtol=1e-12)
+    variance = phi.relative_variance(x, x)
+    assert (variance >= 0).all()
+    assert variance.max() < 1e-12

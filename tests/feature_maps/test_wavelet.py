@@ -154,3 +154,12 @@ def test_small_scales_keep_their_digits_in_float32(generator):
     x = torch.linspace(99.5, 100.5, 64).unsqueeze(-1)
     found, truth = (phi.query(p).materialise().double() for p in (x, x.double()))
     assert float((found - truth).abs().max()) < 2e-3 * float(truth.abs().max())
+
+
+def test_points_out_of_sight_have_features_of_zero():
+    """Squares of scaled distances, multiplied, leave float32: 0, not inf times 0."""
+    phi = wavelets(torch.Generator().manual_seed(0))
+    x = torch.tensor([[1e15, 0.0], [0.0, 0.0]])
+    estimate = phi.estimate(x, x)
+    assert estimate[0].tolist() == [0.0, 0.0]
+    assert float(estimate[1, 1]) > 0.5

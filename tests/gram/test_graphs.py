@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from bochner.gram.graphs import complete, grid, metropolis_weights, ring, spectral_gap
+from bochner.gram.graphs import (
+    checked_weights,
+    complete,
+    grid,
+    metropolis_weights,
+    ring,
+    spectral_gap,
+)
 
 GRAPHS = [ring(2), ring(3), ring(8), grid(1, 5), grid(3, 4), complete(1), complete(6)]
 
@@ -72,3 +79,13 @@ def test_graphs_that_are_none(graph, message):
 def test_a_gap_wants_weights():
     with pytest.raises(ValueError, match="sum to 1"):
         spectral_gap(ring(4).astype(float))
+
+
+def test_a_rectangle_has_sides():
+    with pytest.raises(ValueError, match="graph of -3 agents"):
+        grid(-2, -3)
+
+
+def test_weights_that_are_no_numbers():
+    with pytest.raises(ValueError, match="rows that sum to 1"):
+        checked_weights(np.full((3, 3), np.nan))

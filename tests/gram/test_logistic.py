@@ -35,7 +35,7 @@ def problem(num_classes, seed=0, separation=1.5):
 def streamed(phi, codes, weights, likelihood, *, curvature=False, block_rows=64):
     grid = BlockGrid(len(phi), block_rows)
 
-    def sums(coefficients):
+    def sums(coefficients, curvature=curvature):
         one_pass = LogisticPass(Identity(), likelihood, coefficients, curvature, block_rows)
         parts = [one_pass(phi[g], codes[g], weights[g]) for g in grid.groups()]
         total = parts[0]
@@ -166,11 +166,24 @@ def test_any_number_of_threads_gives_the_same_bits():
 
 
 def test_an_indefinite_hessian_is_an_error_not_a_step():
-    def sums(coefficients):
+    def sums(coefficients, curvature):
         return LogisticSums(1.0, np.ones((2, 1)), np.array([[-1e-3, 0.0], [0.0, 1.0]]))
 
     with pytest.raises(PrecisionError, match="alpha=0.0001"):
         newton(sums, np.zeros((2, 1)), Penalty(1e-4), tol=1e-8, max_iter=5)
+
+
+def test_the_last_pass_of_newton_takes_no_hessian():
+    phi, codes, weights = problem(2)
+    sums, asked = streamed(phi, codes, weights, Binary()), []
+
+    def counted(coefficients, curvature):
+        asked.append(curvature)
+        return sums(coefficients, curvature)
+
+    fit = newton(counted, np.zeros((FEATURES + 1, 1)), Penalty(0.01), tol=1e-8, max_iter=50)
+    assert fit.converged
+    assert asked == [True] * (fit.num_passes - 1) + [False]
 
 
 def test_newton_says_that_it_has_not_arrived():

@@ -86,3 +86,17 @@ def test_rows_by_number_and_classes():
     assert np.array_equal(take_rows(X, np.array([3, 1])), X[[3, 1]])
     assert np.array_equal(take_rows(sparse.csr_matrix(X), np.array([3, 1])), X[[3, 1]])
     assert different_values(["b", "a", "b"]).tolist() == ["a", "b"]
+
+
+def test_sparse_columns_far_from_zero():
+    """(v - m)^2 - m^2 would leave nothing of a variance of 1 beside a mean of 1e8."""
+    X = np.random.default_rng(0).normal(size=(1000, 2)) + [1e8, 0.0]
+    X[::3, 1] = 0.0
+    found = ColumnMoments.over(sparse.csr_matrix(X))
+    assert found.variance() == pytest.approx(X.var(axis=0), rel=1e-6)
+
+
+def test_sparse_entries_that_are_given_twice_add_up():
+    X = sparse.csr_matrix((np.array([1.0, 2.0, 3.0]), np.array([0, 0, 1]), np.array([0, 2, 3])))
+    assert ColumnMoments.over(X).variance() == pytest.approx(X.toarray().var(axis=0))
+    assert X.nnz == 3  # as it was

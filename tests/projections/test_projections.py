@@ -20,6 +20,7 @@ from bochner.projections import (
     projection_from_name,
 )
 from bochner.projections.hadamard import hadamard_transform
+from bochner.projections.orthogonal import haar_frame
 from bochner.projections.simplex import simplex_directions
 from bochner.validation import UnknownNameError
 from tests.naive import hyp0f1, hyp1f1, mean_is
@@ -245,3 +246,23 @@ def test_rows_far_apart_are_independent(projection, generator) -> None:
     omega = projection.draw(4 * dim, dim, generator=generator, batch_shape=(100_000,))
     f = single(omega[:, [0, dim]], ones(dim, 0.8))
     mean_is(f[:, 0] * f[:, 1], 1.0, see=0.05)
+
+
+# -- text: more columns than a d x d block has room for ---------------------------------------------
+def test_few_directions_in_many_dimensions() -> None:
+    """A whole block would be 80 GB."""
+    omega = Orthogonal().draw(4, 100_000, generator=torch.Generator().manual_seed(0))
+    unit = omega / omega.norm(dim=-1, keepdim=True)
+    assert omega.shape == (4, 100_000)
+    assert bool((unit @ unit.T - torch.eye(4, dtype=torch.float64)).abs().max() < 1e-12)
+
+
+def test_frames_are_as_the_rows_of_haar_matrices() -> None:
+    """E q_ij = 0, E q_ij^2 = 1/d, E q_00^4 = 3/(d (d + 2)): five sigma and more, false alarms < 1e-6."""
+    dim, count, draws = 5, 3, 40_000
+    q = haar_frame((draws,), count, dim, torch.Generator().manual_seed(1))
+    assert q.shape == (draws, count, dim)
+    tolerance = 6.0 / draws**0.5
+    assert float(q.mean(0).abs().max()) < tolerance / dim**0.5
+    assert float((q.square().mean(0) * dim - 1.0).abs().max()) < 2.0 * tolerance
+    assert float((q.pow(4).mean(0) * dim * (dim + 2) / 3.0 - 1.0).abs().max()) < 6.0 * tolerance

@@ -14,7 +14,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from bochner.gram import Precision, PrecisionError, Spectrum, ridge
+from bochner.gram import Precision, PrecisionError, Spectrum, accumulate, ridge
 from bochner.sklearn.kernel_ridge import KernelRidge
 from tests.gram import dense
 
@@ -313,3 +313,21 @@ def test_verbose_shows_a_bar_on_standard_error(capsys):
     assert shown.out == ""
     model().fit(X, y)
     assert capsys.readouterr().err == ""
+
+
+def test_merge_adds_sums_taken_elsewhere():
+    X, y = data()
+    first = model(alpha=0.1).fit(X[:20], y[:20])
+    first.predict(X)  # solved before
+    merged = first.merge(accumulate(first.features_, X[20:], y[20:, None]))
+    all_at_once = ridge(accumulate(first.features_, X, y[:, None]), 0.1)
+    np.testing.assert_allclose(merged.coef_, all_at_once.coef[:, 0], rtol=1e-9, atol=1e-12)
+    assert merged.statistics_.num_rows == len(X)
+    with pytest.raises(ValueError, match=r"of 16 features and 2 targets, the model has 16 and 1; "):
+        first.merge(accumulate(first.features_, X, np.stack([y, y], axis=1)))
+
+
+def test_sums_and_features_fit_on_a_line():
+    fitted = model().fit(*data())
+    assert repr(fitted.statistics_).startswith("GramStatistics(num_rows=60, weight=60, num_features=16")
+    assert repr(fitted.features_).startswith("BlockFeatures(RandomFeatures, 3 -> 16, Gaussian()")

@@ -187,3 +187,13 @@ def test_verbose_shows_a_bar_over_candidates(capsys):
     X, y, _ = data()
     model(verbose=1).fit(X, y)
     assert "candidates" in capsys.readouterr().err
+
+
+def test_an_array_of_gammas_is_a_list_of_candidates():
+    X, y = data()
+    gammas = np.geomspace(0.1, 1.0, X.shape[1])  # as many as columns: not one for each
+    found, same = (model(gamma=g).fit(X, y).cv_results_ for g in (gammas, list(gammas)))
+    np.testing.assert_array_equal(found["mean_test_score"], same["mean_test_score"])
+    assert len(set(found["param_gamma"])) == len(gammas)
+    ard = model(gamma=[gammas]).fit(X, y)
+    np.testing.assert_array_equal(ard.best_params_["gamma"], gammas)

@@ -105,3 +105,9 @@ def test_constant_targets():
 def test_parameters_that_are_refused(parameters, message):
     with pytest.raises(ValueError, match=message):
         LocalGaussianProcess(**parameters).fit(np.eye(4), np.arange(4.0))
+
+
+def test_text_is_no_target():
+    X = np.arange(6.0)[:, None]
+    with pytest.raises(ValueError, match=r"could not convert string to float"):
+        LocalGaussianProcess().fit(X, list("ababab"))

@@ -208,3 +208,20 @@ def test_a_feature_map_of_your_own_is_copied() -> None:
 def test_errors_name_the_parameter(parameters: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RandomFeatures(**parameters).fit(normal())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"features": "rff"}, r"'rff': random Fourier features are 'trigonometric'"),
+        ({"gamma": None}, r"gamma=None must be 'scale', 'median', a positive number or \[d\]"),
+    ],
+)
+def test_habits_from_elsewhere_are_told_the_name(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        RandomFeatures(**parameters).fit(normal())
+
+
+def test_a_composite_kernel_is_told_where_its_parts_go():
+    with pytest.raises(TypeError, match=r"alone: a factor is outputscale and white noise is noise"):
+        RandomFeatures(kernel=2.0 * kernels.RBF() + kernels.WhiteKernel()).fit(normal())

@@ -5,12 +5,16 @@ comparisons; all of them, with those of the other tests, share alpha = 1e-6 (see
 """
 
 import pytest
+import torch
 
-from bochner.catalog import make, specs
-from bochner.kernels import Kernel
-from bochner.projections import PROJECTIONS
+from bochner.catalog import make, spec, specs
+from bochner.kernels import Gaussian, Kernel, Softmax
+from bochner.projections import PROJECTIONS, projection_from_name
 from bochner.testing import Plan, check_feature_map
+from bochner.testing.declarations import check_declarations
+from bochner.testing.plan import points
 from bochner.testing.significance import COMPARISONS
+from bochner.testing.subject import Subject, ratios
 from tests.naive import RESERVED
 
 COMPARISONS_PER_CASE = 30
@@ -19,13 +23,16 @@ SMALLEST_BIAS = 0.05
 SMALLEST_VARIANCE_ERROR = 0.30
 """Pinned: so is a variance formula that is wrong by 30 %."""
 
-CASES = [
+DRAWN = [
     (n, p, k)
     for n, s in specs().items()
     if s.random
     for p in (PROJECTIONS if s.projected else (None,))
     for k in s.kernels
 ]
+SCALED = [(n, p) for n, p, k in DRAWN if k == Gaussian() and Softmax() in spec(n).kernels]
+"""Maps of both exponential kernels: with equal draws they err by equal factors, and that is tested."""
+CASES = [(n, p, k) for n, p, k in DRAWN if (n, p) not in SCALED or k != Gaussian()]
 FITS = [(n, k) for n, s in specs().items() if not s.random for k in s.kernels]
 
 
@@ -40,6 +47,35 @@ def test_contract(name: str, projection: str | None, kernel: Kernel) -> None:
     if report.of("relative_variance"):
         assert report.smallest_variance_error <= SMALLEST_VARIANCE_ERROR
     assert len(report.comparisons) <= COMPARISONS_PER_CASE
+
+
+@pytest.mark.parametrize(("name", "projection"), SCALED)
+def test_the_gaussian_kernel_errs_as_softmax_does(name: str, projection: str | None) -> None:
+    """Estimate over exact, its declared variance and covariance: equal draw by draw, so that whatever
+    `test_contract` says of softmax holds for both. All that is not statistics is checked with both."""
+    drawn = (
+        spec(name).default_projection if projection is None else projection_from_name(projection)
+    )
+    subjects = [
+        Subject(spec(name), drawn, kernel, Plan().seed) for kernel in (Softmax(), Gaussian())
+    ]
+    with torch.no_grad():
+        check_declarations(subjects[1])
+        for dim in Plan().dims:
+            for softmax, gaussian in zip(*(_errors(s, dim) for s in subjects), strict=True):
+                assert (softmax is None) == (gaussian is None)
+                if softmax is not None:
+                    torch.testing.assert_close(gaussian, softmax, rtol=1e-9, atol=1e-12)
+
+
+def _errors(subject: Subject, dim: int) -> list[torch.Tensor | None]:
+    pairs, plan = points(dim, Plan().seed), Plan.of(subject.projection, subject.spec.columns)
+    many = subject.build(dim, plan.num_features, batch_shape=(20,))
+    found = [ratios(many, pairs.x, pairs.y), torch.tensor(float(many.unbiased))]
+    many.resample_(subject.generator(1))
+    one = subject.build(dim, plan.num_features)
+    declared = one.relative_variance(pairs.x, pairs.y), one.relative_covariance(pairs.x, pairs.y)
+    return [*found, ratios(many, pairs.x, pairs.y), *declared]
 
 
 @pytest.mark.parametrize(("name", "kernel"), FITS)

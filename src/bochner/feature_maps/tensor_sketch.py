@@ -128,7 +128,8 @@ class TensorSketch(FeatureMap):
         products = x @ y.transpose(-1, -2)
         equal = x.square() @ y.square().transpose(-1, -2)
         norms = x.square().sum(-1).unsqueeze(-1) * y.square().sum(-1).unsqueeze(-2)
-        return self._moment(products.square(), norms - equal, products.square() - equal)
+        found = self._moment(products.square(), norms - equal, products.square() - equal)
+        return found.clamp_min(0.0)  # below 0 by rounding alone: one monomial is exact
 
     def relative_covariance(self, x: Tensor, y: Tensor) -> Tensor:
         """docs/theory.md 20, of the estimates of (i, j) and (i, k)."""

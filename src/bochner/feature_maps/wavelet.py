@@ -110,8 +110,10 @@ class WaveletFeatures(FeatureMap):
         mode = "donot_use_mm_for_euclid_dist"
         squares = (torch.cdist(x, places, compute_mode=mode) / scales).square()
         logs = self._log_factor().to(x.dtype).unsqueeze(-2) - 0.5 * squares
-        shift = (logs + torch.log(self.dim + squares)).detach().amax(dim=-1, keepdim=True)
-        return Features((self.dim - squares) * torch.exp(logs - shift), shift)
+        height = torch.log(self.dim + squares)  # of a polynomial that may leave the dtype's range
+        shift = (logs + height).detach().amax(dim=-1, keepdim=True)
+        values = (self.dim - squares) / (self.dim + squares) * torch.exp(logs + height - shift)
+        return Features(values, shift)
 
     def _log_factor(self) -> Tensor:
         """log of a(s) sqrt(p/q) / sqrt(m), [*b, m], float64."""

@@ -18,6 +18,8 @@ Array = NDArray[np.float64]
 RELATIVE_CUTOFF = 1e-10
 """Eigenvalues of k(Z, Z) below this share of the largest are dropped: landmarks that repeat others."""
 
+_PIECE = 512  # rows whose kernel with the landmarks is held at one time
+
 
 class Landmarks:
     """psi(z) = R' k(Z, z) with psi(z).psi(z') = k(z, Z) k(Z, Z)^+ k(Z, z').
@@ -86,5 +88,10 @@ class JointFeatures:
 
     def __call__(self, rows: Any) -> NDArray[np.floating[Any]]:
         """[psi, phi]."""
-        psi = self.landmarks(torch.from_numpy(self._exact.scaled(rows)))
-        return np.concatenate([psi.astype(self.dtype, copy=False), self.features(rows)], axis=1)
+        out = np.empty((rows.shape[0], self.num_features), dtype=self.dtype)
+        count = self.landmarks.num_features
+        for start in range(0, rows.shape[0], _PIECE):  # the kernel's temporaries stay in cache
+            part = slice(start, start + _PIECE)
+            out[part, :count] = self.landmarks(torch.from_numpy(self._exact.scaled(rows[part])))
+            out[part, count:] = self.features(rows[part])
+        return out

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bochner.gram.features import Reused
 from bochner.gram.grid import BLOCK_ROWS
 from bochner.gram.rows import Progress, sum_over_groups
 from bochner.gram.statistics import GramStatistics, Precision
@@ -94,7 +95,7 @@ def accumulate(
         10.0
     """
     statistics: GramStatistics = sum_over_groups(
-        GroupWork(features, precision),
+        GroupWork(Reused(features), precision),
         rows,
         targets,
         sample_weight,

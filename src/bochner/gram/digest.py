@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from enum import Enum
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -59,9 +59,12 @@ def _feed(found: Any, value: Any, above: tuple[int, ...]) -> None:
         kind += f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)}"
         if isinstance(value, FunctionType):
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            parts = [value.__code__.co_code, value.__defaults__, cells]
+            parts = [value.__code__, value.__defaults__, value.__kwdefaults__, cells]
+    elif isinstance(value, CodeType):  # constants and names are apart from what is done with them
+        parts = [value.co_code, value.co_consts, value.co_names]
     elif isinstance(value, torch.Tensor):
-        parts = [str(value.dtype), value.detach().cpu().resolve_conj().resolve_neg().numpy()]
+        held = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        parts = [str(value.dtype), tuple(value.shape), held.reshape(-1).view(torch.uint8).numpy()]
     elif isinstance(value, np.ndarray | np.generic) and value.dtype.kind != "O":
         kind += f"{value.dtype.str}{np.shape(value)}"
         found.update(kind.encode())

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bochner.gram.accumulate import RowFeatures
+from bochner.gram.features import Reused
 from bochner.gram.grid import BLOCK_ROWS
 from bochner.gram.rows import sum_over_groups
 
@@ -125,7 +126,7 @@ def accumulate_sums(
         (10, 10.0)
     """
     sums: FeatureSums = sum_over_groups(
-        SumsOfGroup(features), rows, targets, sample_weight, num_threads=num_threads
+        SumsOfGroup(Reused(features)), rows, targets, sample_weight, num_threads=num_threads
     )
     return sums
 

@@ -37,7 +37,7 @@ def grid(rows: int, columns: int) -> Adjacency:
         >>> grid(3, 3).sum(axis=1)
         array([2, 3, 2, 3, 4, 3, 2, 3, 2])
     """
-    _check_agents(rows * columns)
+    _check_agents(min(rows, columns))
     row, column = np.divmod(np.arange(rows * columns), columns)
     distance = abs(row[:, None] - row) + abs(column[:, None] - column)
     return distance == 1
@@ -118,7 +118,8 @@ def checked_weights(weights: Float) -> Float:
     if found.ndim != 2 or found.shape[0] != found.shape[1]:
         raise ValueError(f"weights have shape {list(found.shape)}; expected [V, V].")
     rounding = 8 * len(found) * np.finfo(np.float64).eps
-    if abs(found - found.T).max() > rounding or abs(found.sum(axis=1) - 1).max() > rounding:
+    apart = max(abs(found - found.T).max(), abs(found.sum(axis=1) - 1).max())
+    if not apart <= rounding:  # NaN too
         raise ValueError(
             "weights must be symmetric with rows that sum to 1; metropolis_weights(graph) gives such."
         )

@@ -9,13 +9,14 @@ unit of work, so that one process, threads and a cluster add up the same numbers
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bochner.gram.accumulate import RowFeatures
+from bochner.gram.features import Reused
 from bochner.gram.grid import BLOCK_ROWS
 from bochner.gram.likelihood import Codes, Likelihood
 from bochner.gram.rows import sum_over_groups
@@ -41,6 +42,13 @@ class LogisticSums:
         if self.hessian is not None and other.hessian is not None:
             hessian = self.hessian + other.hessian
         return LogisticSums(self.loss + other.loss, self.gradient + other.gradient, hessian)
+
+    def add_(self, other: LogisticSums) -> LogisticSums:
+        """`self + other`, written over the arrays of self: for sums that nobody else holds."""
+        self.gradient.__iadd__(other.gradient)
+        if self.hessian is not None and other.hessian is not None:
+            self.hessian.__iadd__(other.hessian)
+        return replace(self, loss=self.loss + other.loss)
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class LogisticPass:
             part = slice(start, start + self.block_rows)
             block = rows[part]
             weight = np.ones(block.shape[0]) if weights is None else weights[part]
-            total = total + self._block(block, codes[part], weight)
+            total = total.add_(self._block(block, codes[part], weight))
         return total
 
     def over(
@@ -83,7 +91,8 @@ class LogisticPass:
         num_threads: int | None = None,
     ) -> LogisticSums:
         """Sums over all rows, wherever they are: the same bits for any number of workers."""
-        sums: LogisticSums = sum_over_groups(self, rows, codes, weights, num_threads=num_threads)
+        work = replace(self, features=Reused(self.features))
+        sums: LogisticSums = sum_over_groups(work, rows, codes, weights, num_threads=num_threads)
         return sums
 
     def _block(self, rows: Any, codes: Codes, weights: Float64) -> LogisticSums:

@@ -55,14 +55,14 @@ class LogisticFit:
 
 
 def newton(
-    sums: Callable[[Float64], LogisticSums],
+    sums: Callable[[Float64, bool], LogisticSums],
     start: Float64,
     penalty: Penalty,
     *,
     tol: float,
     max_iter: int,
 ) -> LogisticFit:
-    """Minimise by Newton's method; `sums(coefficients)` is one pass with curvature.
+    """Minimise by Newton's method; `sums(coefficients, curvature)` is one pass.
 
     Stops when half the Newton decrement, the fall that the quadratic model promises, is at most `tol`
     times the objective; that last step is still taken, and leaves an error of order tol^2.
@@ -71,7 +71,7 @@ def newton(
     Cost:       a pass per step, 5 to 10 in all, and (m + 1)^3/3 for each.
     """
     size = len(start) if penalty.fit_intercept else len(start) - 1
-    point, here = start, sums(start)
+    point, here = start, sums(start, True)
     objective, passes = here.loss + penalty.value(point), 1
     for iteration in range(1, max_iter + 1):
         gradient = here.gradient + penalty.gradient(point)
@@ -82,7 +82,7 @@ def newton(
         length = 1.0
         for _ in range(_HALVINGS):
             candidate = point - length * step
-            there = sums(candidate)
+            there = sums(candidate, not last)  # after the last step nobody asks for the Hessian
             passes += 1
             value = there.loss + penalty.value(candidate)
             if last or value <= objective - 1e-4 * length * decrement:

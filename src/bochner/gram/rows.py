@@ -190,12 +190,15 @@ class ColumnMoments:
 
     @classmethod
     def _sparse(cls, rows: Any, weight: NDArray[np.float64]) -> ColumnMoments:
-        wide = rows.astype(np.float64)
+        wide = rows.astype(np.float64)  # a copy
+        wide.sum_duplicates()
         total = float(weight.sum())
         mean = np.asarray(weight @ wide).ravel() / (total or 1.0)
-        about = wide.copy()
-        about.data = np.square(about.data - mean[about.indices]) - np.square(mean[about.indices])
-        return cls(total, mean, np.asarray(weight @ about).ravel() + total * mean**2)
+        stored = wide.copy()
+        stored.data = np.ones_like(stored.data)
+        absent = total - np.asarray(weight @ stored).ravel()  # weight of the zeros of a column
+        wide.data = np.square(wide.data - mean[wide.indices])
+        return cls(total, mean, np.asarray(weight @ wide).ravel() + absent * mean**2)
 
     def __add__(self, other: ColumnMoments) -> ColumnMoments:
         """Of the rows of both."""

@@ -26,7 +26,7 @@ class Precision(IntEnum):
     DOUBLE = 2
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GramStatistics:
     """Sums over n weighted rows with m features and k targets.
 
@@ -116,6 +116,12 @@ class GramStatistics:
             unit * total,
             count,
             precision,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"GramStatistics(num_rows={self.num_rows}, weight={self.weight:g},"
+            f" num_features={self.num_features}, num_targets={self.num_targets}, {self.precision.name})"
         )
 
     @property

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from bochner.projections.projection import Coupling, Projection, chi_norms, standard_normal
 
+_WHOLE = 1024
+"""Up to so many dimensions a block is drawn whole, for the same bits whatever part of it is taken."""
+
 
 def haar_orthogonal(shape: tuple[int, ...], dim: int, generator: torch.Generator) -> Tensor:
     """Haar-distributed orthogonal matrices [*shape, dim, dim] in float64.
@@ -28,6 +31,20 @@ def haar_orthogonal(shape: tuple[int, ...], dim: int, generator: torch.Generator
     q, r = torch.linalg.qr(standard_normal((*shape, dim, dim), generator))
     signs = torch.sign(torch.diagonal(r, dim1=-2, dim2=-1))
     return q * signs.unsqueeze(-2)
+
+
+def haar_frame(shape: tuple[int, ...], count: int, dim: int, generator: torch.Generator) -> Tensor:
+    """The first `count` <= dim rows [*shape, count, dim] of Haar-distributed matrices, in float64.
+
+    Cost:       2 dim count^2, without the rows that are not wanted.
+    Example:
+        >>> q = haar_frame((), 2, 50_000, torch.Generator().manual_seed(0))
+        >>> bool((q @ q.T - torch.eye(2, dtype=q.dtype)).abs().max() < 1e-12)
+        True
+    """
+    q, r = torch.linalg.qr(standard_normal((*shape, dim, count), generator))
+    signs = torch.sign(torch.diagonal(r, dim1=-2, dim2=-1))
+    return (q * signs.unsqueeze(-2)).mT
 
 
 def block_share(num_projections: int, dim: int) -> float:
@@ -56,9 +73,12 @@ class Orthogonal(Projection):
         self, shape: tuple[int, ...], num_projections: int, dim: int, generator: torch.Generator
     ) -> Tensor:
         """Haar blocks times chi norms."""
-        blocks = -(-num_projections // dim)
-        directions = haar_orthogonal((*shape, blocks), dim, generator)
-        rows = blocks_of(directions, num_projections)
+        if num_projections < dim and dim > _WHOLE:  # text: d^2 numbers may not even fit
+            rows = haar_frame(shape, num_projections, dim, generator)
+        else:
+            blocks = -(-num_projections // dim)
+            directions = haar_orthogonal((*shape, blocks), dim, generator)
+            rows = blocks_of(directions, num_projections)
         return rows * chi_norms((*shape, num_projections), dim, generator)
 
     def coupling(self, num_projections: int, dim: int) -> Coupling:

@@ -83,7 +83,12 @@ class RandomBinning(
     (`SGDClassifier`, `LinearSVC`, `Ridge`), and `BinningRidge`.
 
     Parameters:
-        kernel, n_grids, n_buckets, gamma, random_state: see `BinningParameters`.
+        kernel: "laplacian" or "spline-binning" (smooth), or a bochner Laplacian or SplineBinning.
+        n_grids: R, random grids: the entries of a row, and what the kernel's error goes down with.
+        n_buckets: B, columns of one grid that its cells are hashed to; a few hundred are plenty.
+        gamma: "scale", "median", a number or one for each column: exp(-gamma |x-y|_1), and for the smooth
+            kernel 1 - gamma |x-y|^2 + ... near 0.
+        random_state: an int for the same grids again.
         sparse_output: whether `transform` gives CSR; dense arrays [n, n_grids * n_buckets] otherwise.
     Attributes: features_, n_features_in_, feature_names_in_.
     Error:      unbiased; variance (K - K^2)/R + (1 - K)/(R B) for the Laplacian. The smooth kernel has

@@ -37,7 +37,7 @@ class BinningRidge(MultiOutputMixin, RegressorMixin, BinningParameters, BaseEsti
 
     Parameters:
         alpha: the penalty, above 0; a Gaussian process' noise variance.
-        kernel, n_grids, n_buckets, gamma, random_state: see `BinningParameters`.
+        kernel, n_grids, n_buckets, gamma, random_state: as in `RandomBinning`.
         fit_intercept: whether there is a constant, without penalty.
         tol: on the residual of the normal equations, relative to Z'Vy; max_iter: products with Z'Z at most.
     Attributes:

@@ -36,6 +36,8 @@ MEDIAN_ROWS = 1_000
 """Rows, drawn at random, whose distances `gamma='median'` looks at."""
 NAMES = {"rbf": "gaussian", "laplace": "laplacian"}
 """scikit-learn's names of kernels that are called otherwise here."""
+FOURIER = ("rff", "orf", "fourier", "random-fourier", "rbfsampler", "rbf-sampler")
+"""What others call features="trigonometric"."""
 
 
 def build_features(
@@ -110,6 +112,11 @@ def _made(
         raise TypeError(
             f"features must be a name of the catalogue or a FeatureMap, got {type(features).__name__}."
         )
+    if features.lower() in FOURIER:
+        raise ValueError(
+            f"features={features!r}: random Fourier features are 'trigonometric' (cosines and sines) or"
+            " 'cosine' (with random offsets), with projection='orthogonal' or 'iid'."
+        )
     chosen = spec(features)
     if not chosen.supports(kernel):
         raise ValueError(
@@ -151,7 +158,7 @@ def _kernel(kernel: Any, dim: int) -> tuple[Kernel, NDArray[np.float64] | None]:
     if type(kernel) not in known:
         raise TypeError(
             f"kernel={kernel!r} must be a name, a bochner Kernel, or scikit-learn's RBF, Matern or"
-            " RationalQuadratic."
+            " RationalQuadratic, alone: a factor is outputscale and white noise is noise or alpha."
         )
     scales = np.asarray(kernel.length_scale, dtype=np.float64)
     if scales.size not in (1, dim):
@@ -179,6 +186,8 @@ def _lengthscales(
             median = float(np.median(distances[distances > 0])) if (distances > 0).any() else 1.0
             return np.full(dim, median)
         raise ValueError(f"gamma={gamma!r} must be 'scale', 'median', a positive number or [d].")
+    if gamma is None:
+        raise ValueError("gamma=None must be 'scale', 'median', a positive number or [d].")
     values = np.asarray(gamma, dtype=np.float64)
     if values.shape not in ((), (dim,)):
         raise ValueError(

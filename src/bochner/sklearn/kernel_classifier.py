@@ -54,17 +54,17 @@ def _is_logistic(model: Any) -> bool:
 class KernelClassifier(ClassifierMixin, RidgeModel, BaseEstimator):
     """A classifier with random features, for any number of rows.
 
-    Arguments:
+    Parameters:
         loss: "ridge" (least squares, one pass) or "logistic" (probabilities).
         alpha: the penalty; of "logistic" a number, 1/C of scikit-learn's LogisticRegression; of "ridge"
             also "gcv" or "loo", which score the targets +1 and -1.
-        alphas, fit_intercept, precision, verbose: see `RidgeModel`.
-        kernel, features, projection, n_components, gamma, random_state: see `FeatureParameters`.
+        alphas, fit_intercept, precision, verbose: as in `KernelRidge`.
+        kernel, features, projection, n_components, gamma, random_state: as in `RandomFeatures`.
         class_weight: None, "balanced" or {class: weight}.
         tol, max_iter: of "logistic": stop at a promised fall of the objective below tol times it.
     Attributes:
         classes_, coef_ [1 or K, m], intercept_ [1 or K], n_iter_, features_, alpha_; of "ridge" also
-        statistics_ (mergeable sums) and, of a path, alphas_ and criterion_.
+        statistics_ (the sums) and, of a path, alphas_ and criterion_.
     Numerics:   gradients of "logistic" are float64 sums, so its minimum does not depend on `precision`;
                 coefficients of K classes sum to 0 over classes.
     Cost:       "ridge": n m^2 + n m (d + k) + m^3/3. "logistic", two classes: the same for every step, 5

@@ -27,12 +27,19 @@ Matrix = NDArray[np.float64]
 class KernelRidge(MultiOutputMixin, RegressorMixin, RidgeModel, BaseEstimator):
     """Kernel ridge regression with random features, for any number of rows.
 
-    Arguments:
-        alpha, alphas, fit_intercept, precision, verbose: see `RidgeModel`.
-        kernel, features, projection, n_components, gamma, random_state: see `FeatureParameters`.
+    Parameters:
+        alpha: the penalty, a number; or "gcv" (generalised cross-validation) or "loo" (the exact
+            leave-one-out error, one more pass), which take the best of `alphas`.
+        alphas: penalties for "gcv" and "loo"; None: 25 from 1e-7 to 1 times the trace of the Gram matrix.
+        kernel, features, projection, n_components, gamma, random_state: as in `RandomFeatures`.
+        fit_intercept: whether there is a constant, without penalty.
+        precision: what blocks of rows are multiplied in. "single": float32, summed in float64. "double".
+            "auto": float64 up to one block (8,192 rows); above, float32, and float64 in a second pass
+            if alpha is too small for that.
+        verbose: 1 shows a progress bar on standard error.
     Attributes:
         coef_ [m] or [k, m], intercept_: as scikit-learn's Ridge. features_: rows -> features.
-        statistics_: the sums, mergeable. alpha_, and of a path alphas_ and criterion_ [a], the mean
+        statistics_: the sums (see `merge`). alpha_, and of a path alphas_ and criterion_ [a], the mean
         squared error that "gcv" or "loo" expects, per unit of weight.
     Numerics:   weights count as repetitions (in "gcv" and "loo": as weights of single observations). With
                 gamma="scale" the variance is weighted too.
@@ -91,6 +98,25 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, RidgeModel, BaseEstimator):
         """
         first = not hasattr(self, "statistics_")
         self._add_rows(self._checked_rows(X, y, sample_weight, reset=first), first=first)
+        return self
+
+    def merge(self, statistics: GramStatistics) -> Self:
+        """Add sums over other rows that were taken elsewhere with this model's features.
+
+        `bochner.gram.accumulate(model.features_, X, y[:, None])` takes them. The sums of a model that was
+        fitted by itself do not belong here: it drew features, and centred its rows, for itself.
+
+        Raises:     ValueError for sums of another shape.
+        """
+        check_is_fitted(self)
+        shape, expected = statistics.cross.shape, self.statistics_.cross.shape
+        if shape != expected:
+            raise ValueError(
+                f"statistics are of {shape[0]} features and {shape[1]} targets, the model has"
+                f" {expected[0]} and {expected[1]}; take them with accumulate(model.features_, X, y)."
+            )
+        self.statistics_ = self.statistics_ + statistics
+        self._solution = None
         return self
 
     @lazy_on_dask

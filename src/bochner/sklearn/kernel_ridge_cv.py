@@ -38,14 +38,15 @@ GRID = ("kernel", "features", "n_components", "gamma")
 class KernelRidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     """`KernelRidge` with everything chosen on rows held out.
 
-    Arguments:
+    Parameters:
         alphas: penalties [a]; None: 25 from 1e-7 to 1 times the trace of its Gram matrix.
-        kernel, features, n_components, gamma: see `FeatureParameters`; each one value or a list of them.
-            gamma=None: 4, 2, 1, 1/2 and 1/4 times the lengthscale of "scale".
-        projection, random_state: see `FeatureParameters`. All candidates share the random state.
+        kernel, features, n_components, gamma: as in `RandomFeatures`; each one value or a list of them.
+            gamma=None: 4, 2, 1, 1/2 and 1/4 times the lengthscale of "scale"; an array is a list of
+            numbers, and one for each column goes inside a list: [[0.1, 2.0]].
+        projection, random_state: as in `RandomFeatures`. All candidates share the random state.
         cv: scikit-learn's: a number of folds (None: 5), a splitter, or an iterable of splits;
             `ShuffleSplit(1)` is a single set held out.
-        fit_intercept, precision, verbose: see `KernelRidge`.
+        fit_intercept, precision, verbose: as in `KernelRidge`.
     Attributes:
         best_estimator_: a fitted KernelRidge; coef_, intercept_, features_, statistics_, alpha_ are its.
         best_params_, best_score_, best_index_, n_splits_, and cv_results_, a table as `GridSearchCV`'s:
@@ -135,6 +136,7 @@ class KernelRidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             )
         rows = model._checked_rows(X, y, sample_weight, reset=True)
         self.n_features_in_ = model.n_features_in_
+        self.__dict__.pop("feature_names_in_", None)  # of an earlier fit
         if hasattr(model, "feature_names_in_"):
             self.feature_names_in_ = model.feature_names_in_
         return rows
@@ -231,8 +233,9 @@ class KernelRidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
 
 def _listed(parameter: Any) -> list[Any]:
-    """A list of candidates: of one value a list of one (an array is one value: ARD)."""
-    found = list(parameter) if isinstance(parameter, list | tuple) else [parameter]
+    """A list of candidates: of one value a list of one."""
+    several = isinstance(parameter, list | tuple) or np.ndim(parameter) == 1
+    found = list(parameter) if several else [parameter]
     if not found:
         raise ValueError("a parameter of KernelRidgeCV is an empty list; give at least one value.")
     return found

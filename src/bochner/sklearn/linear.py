@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from bochner.gram import BlockFeatures, BlockGrid, RidgeSolution
 from bochner.gram.accumulate import in_order
+from bochner.gram.features import Reused
 
 
 def linear_scores(
@@ -24,12 +25,12 @@ def linear_scores(
     size = np.ldexp(1.0, np.frexp(np.abs(solution.coef).max(axis=0))[1])
     coef = (solution.coef / size).astype(dtype)
     out = np.empty((X.shape[0], coef.shape[1]))
-    grid = BlockGrid(X.shape[0])
+    grid, blocks = BlockGrid(X.shape[0]), Reused(features)
 
     def work(group: slice) -> None:
         for start in range(group.start, group.stop, grid.block_rows):
             part = slice(start, min(start + grid.block_rows, group.stop))
-            out[part] = features(X[part]) @ coef * size + solution.intercept
+            out[part] = blocks(X[part]) @ coef * size + solution.intercept
 
     for _ in in_order(work, grid.groups()):
         pass

@@ -77,6 +77,7 @@ class LocalGaussianProcess(RegressorMixin, BaseEstimator):
         """Place the centres and fit their models: X [n, d], y [n]."""
         self._check_parameters()
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+        y = y.astype(np.float64)
         random = check_random_state(self.random_state)
         generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
         # two columns are never looked at: what is wanted is gamma's meaning, the offset and lengthscales

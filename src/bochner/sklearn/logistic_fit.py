@@ -77,9 +77,9 @@ def _two_classes(
 ) -> LogisticFit:
     passes = 0
 
-    def sums(coefficients: Matrix) -> LogisticSums:
+    def sums(coefficients: Matrix, curvature: bool) -> LogisticSums:
         nonlocal passes
-        one_pass = LogisticPass(features, Binary(), coefficients, curvature=True)
+        one_pass = LogisticPass(features, Binary(), coefficients, curvature=curvature)
         found = one_pass.over(rows.X, rows.codes, rows.weight)
         passes += 1
         if progress is not None:

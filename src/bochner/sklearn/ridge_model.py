@@ -28,6 +28,8 @@ Matrix = NDArray[np.float64]
 class AlphaPath(NamedTuple):
     """Every penalty of a path with its model and generalised cross-validation.
 
+    The i-th penalty predicts model.features_(X) @ coef[i] + intercept[i].
+
     Shapes:     alphas [a], coef [a, m, k], intercept [a, k], gcv [a, k], effective_dof [a].
     """
 

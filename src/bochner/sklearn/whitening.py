@@ -35,7 +35,7 @@ class KernelWhitening(
             features; noise directions are then as large as all others.
         rank: None for the symmetric square root, the m columns closest to the features; k for the k
             leading principal components, each scaled to variance 1 (but for the shrinkage).
-        kernel, features, projection, n_components, gamma, random_state: see `FeatureParameters`.
+        kernel, features, projection, n_components, gamma, random_state: as in `RandomFeatures`.
     Attributes:
         mean_ [m], covariance_ [m, m] of the features; whitening_ [m, m] or [m, k]: z = (phi - mean_) @
         whitening_; statistics_: the sums over rows; features_.

@@ -51,7 +51,8 @@ class Plan:
             plan = cls()
         smallest = plan._smallest(Softmax() if kernel is None else kernel)
         factor = max(1.0, _USUAL / smallest) if smallest else 1.0
-        more = min(_LARGEST_FACTOR, 1 << int(2 * math.log2(factor)))  # errors fall as 1/sqrt(m)
+        # errors fall as 1/sqrt(m); half of that is to spare
+        more = min(_LARGEST_FACTOR, 1 << max(0, int(2 * math.log2(factor)) - 1))
         return replace(
             plan,
             num_features=more * plan.num_features,

@@ -311,8 +311,8 @@ def test_masks(causal: bool) -> None:
 def test_unknown_names_list_the_nearest() -> None:
     size = {"dim": 4, "num_features": 8}
     _raises(
-        r"unknown feature map 'postive'; did you mean 'positive'\? Known: aderf, ",
-        lambda: make("postive", **size),
+        r"unknown feature map 'positiv'; did you mean 'positive'\? Known: aderf, ",
+        lambda: make("positiv", **size),
         UnknownNameError,
     )
     _raises(

@@ -66,7 +66,7 @@ def test_the_table_is_sorted_and_complete() -> None:
     assert errors == sorted(errors)
     names = set(maps_of(bochner.Softmax()))
     tried = {c.name for c in choice.candidates}
-    assert tried == names - {"local"}  # these points are too far apart for a series about one centre
+    assert tried == names - {"local"}  # a series about one centre: these points are too far apart
     assert set(choice.skipped) == {"local, num_features=32"}
     assert "so far from their centre" in choice.skipped["local, num_features=32"]
     text = str(choice)

@@ -90,7 +90,7 @@ def test_rows_by_number_and_classes():
 
 def test_sparse_columns_far_from_zero():
     """(v - m)^2 - m^2 would leave nothing of a variance of 1 beside a mean of 1e8."""
-    X = np.random.default_rng(0).normal(size=(1000, 2)) + [1e8, 0.0]
+    X = np.random.default_rng(0).normal([1e8, 0.0], size=(1000, 2))
     X[::3, 1] = 0.0
     found = ColumnMoments.over(sparse.csr_matrix(X))
     assert found.variance() == pytest.approx(X.var(axis=0), rel=1e-6)

@@ -217,3 +217,23 @@ def test_on_a_cluster_of_two_processes(cluster, data):
     assert_array_equal(ours.coef_, theirs.coef_)
     assert_array_equal(lazy, np.concatenate([theirs.predict(x) for x in _chunks(X)]))
     assert_array_equal(classifier.coef_, KernelClassifier(**SMALL).fit(X, labels).coef_)
+
+
+def test_a_column_of_targets_stays_a_column(data):
+    """As in memory: the shape of the coefficients is that of the targets."""
+    X, y, _, _ = data
+    theirs = KernelRidge(alpha=1.0, **SMALL).fit(X, y[:, None])
+    for column in (y[:, None], cut(y)[:, None]):
+        ours = KernelRidge(alpha=1.0, **SMALL).fit(cut(X), column)
+        assert_array_equal(ours.coef_, theirs.coef_)
+
+
+def test_a_dataframe_of_bool_beside_float(data):
+    """pandas calls their common array one of objects; in memory, scikit-learn takes it as numbers."""
+    X, y, _, _ = data
+    frame = pd.DataFrame({"number": X[:, 0].astype(float), "flag": X[:, 1] > 2})
+    ours = KernelRidge(alpha=1.0, **SMALL).fit(dd.from_pandas(frame, npartitions=3), y)
+    assert_array_equal(ours.coef_, KernelRidge(alpha=1.0, **SMALL).fit(frame, y).coef_)
+    words = dd.from_pandas(frame.assign(flag="yes"), npartitions=3)
+    with pytest.raises(ValueError, match="expected numbers"):
+        KernelRidge(**SMALL).fit(words, y)

@@ -103,3 +103,18 @@ def test_other_features_are_another_fit(tmp_path):
     ridge(random_state=None).fit(CheckpointedRows(X, tmp_path), Y)
     with pytest.raises(ValueError, match="is random_state an int"):
         ridge(random_state=None).fit(CheckpointedRows(X, tmp_path), Y)
+
+
+@pytest.mark.parametrize(
+    ("value", "weight", "message"),
+    [
+        (np.nan, 1.0, r"Input y contains NaN"),
+        (0.0, -1.0, r"sample_weight has negative values; weights count as repetitions"),
+        (0.0, np.nan, r"Input sample_weight contains NaN"),
+    ],
+)
+def test_targets_and_weights_beside_distant_rows_are_looked_at(tmp_path, value, weight, message):
+    y, weights = np.zeros(9), np.ones(9)
+    y[3], weights[4] = value, weight
+    with pytest.raises(ValueError, match=message):
+        ridge().fit(CheckpointedRows(np.eye(9), tmp_path), y, sample_weight=weights)

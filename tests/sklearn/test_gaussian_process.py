@@ -256,6 +256,15 @@ def test_parameters_are_checked(parameters, message):
         gp(**parameters).fit(X, y)
 
 
+def test_numbers_of_numpy_are_numbers_and_a_refit_forgets_the_search():
+    X = np.linspace(0, 3, 30)[:, None]
+    gp = GaussianProcess(n_components=32, random_state=0).fit(X, np.sin(X[:, 0]))
+    gp.set_params(hyperparameters="fixed", noise=np.float32(0.5), outputscale=np.int64(2))
+    gp.fit(X, np.sin(X[:, 0]))
+    assert (gp.noise_, gp.outputscale_, gp.optimizer_rows_) == (0.5, 2.0, 0)
+    assert np.isnan(gp.evidence_gap_)
+
+
 def test_questions_are_checked():
     X, y = wave(n=20)
     found = gp(**FIXED).fit(X, y)

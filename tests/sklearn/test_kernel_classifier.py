@@ -218,6 +218,20 @@ def test_what_is_wrong_is_named():
         model(class_weight={"z": 1.0}).fit(X, y)
 
 
+@pytest.mark.parametrize("alpha", [np.inf, np.nan, None, -1.0, "gcv"])
+def test_penalties_of_logistic_are_finite_numbers(alpha):
+    X, y = np.arange(6.0)[:, None], [0, 1, 0, 1, 0, 1]
+    with pytest.raises(ValueError, match=r"alpha=.* must be a finite number"):
+        KernelClassifier("logistic", alpha=alpha).fit(X, y)
+
+
+def test_a_refit_with_another_loss_leaves_no_sums():
+    X, y = np.arange(6.0)[:, None], [0, 1, 0, 1, 0, 1]
+    fitted = KernelClassifier(alpha="gcv", random_state=0).fit(X, y)
+    fitted.set_params(loss="logistic", alpha=1.0).fit(X, y)
+    assert not {"statistics_", "alphas_", "criterion_"} & set(vars(fitted))
+
+
 @pytest.mark.parametrize("num_classes", [2, 4])
 def test_a_minimum_that_is_not_reached_is_a_warning(num_classes):
     X, y, _ = data(num_classes)

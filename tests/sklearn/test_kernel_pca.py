@@ -99,3 +99,11 @@ def test_arguments() -> None:
         KernelPCA(70, n_random_features=64).fit(normal())
     with pytest.raises(ValueError, match="n_components=0 must be None or an integer of at least 1"):
         KernelPCA(0).fit(normal())
+
+
+def test_equal_rows_have_no_variance_and_light_weights_are_refused() -> None:
+    equal = KernelPCA(2, n_random_features=16, random_state=0).fit(np.ones((10, 3)))
+    assert equal.explained_variance_ratio_.tolist() == [0.0, 0.0]
+    rows = np.random.default_rng(0).normal(size=(10, 3))
+    with pytest.raises(ValueError, match=r"sample_weight sums to 0.5; .*more than one row"):
+        KernelPCA(2, n_random_features=16).fit(rows, sample_weight=np.full(10, 0.05))

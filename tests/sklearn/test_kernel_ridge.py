@@ -262,6 +262,50 @@ def test_rows_far_from_the_origin_keep_their_digits_in_single_precision():
     np.testing.assert_allclose(far, near, atol=1e-3)
 
 
+@pytest.mark.parametrize("offset", [1e3, 1e8])
+def test_targets_far_from_zero_keep_their_digits_in_single_precision(offset):
+    X, y = data(2 * BLOCK)
+    for alpha, weights in ((1.0, None), (1.0, np.linspace(0.1, 2, len(X))), ("gcv", None)):
+        near = model(alpha=alpha).fit(X, y, sample_weight=weights)
+        far = model(alpha=alpha).fit(X, y + offset, sample_weight=weights)
+        assert far.statistics_.precision is near.statistics_.precision
+        assert far.alpha_ == pytest.approx(near.alpha_, rel=1e-6)
+        np.testing.assert_allclose(far.predict(X) - offset, near.predict(X), rtol=0, atol=2e-3)
+
+
+def test_a_constant_target_does_not_choose_the_penalty_of_others():
+    X, y = data()
+    beside = np.column_stack([y, np.full(len(y), 0.1)])
+    for alpha in ("gcv", "loo"):
+        alone, both = model(alpha=alpha).fit(X, y), model(alpha=alpha).fit(X, beside)
+        assert both.alpha_ == alone.alpha_ < alone.alphas_[-1]
+
+
+@pytest.mark.parametrize("alpha", ["gcv", "loo"])
+def test_rows_without_weight_are_no_rows(alpha):
+    X, y = data()
+    y = y + np.random.default_rng(3).normal(size=len(y))
+    weights = (np.arange(len(y)) < 30).astype(float)
+    options = {"alpha": alpha, "alphas": np.geomspace(1e-3, 1e3, 200), "n_components": 32}
+    whole = model(**options).fit(X, y, sample_weight=weights)
+    rest = model(**options).fit(X[:30], y[:30])
+    assert whole.alpha_ == rest.alpha_
+    np.testing.assert_allclose(whole.criterion_, rest.criterion_, rtol=1e-6)
+
+
+def test_a_row_that_outweighs_all_others_has_no_leave_one_out_error():
+    X, y = data()
+    weights = np.where(np.arange(len(y)) == 7, 1e20, 1.0)
+    with pytest.raises(PrecisionError, match="leverage 1"):
+        model(alpha="loo", alphas=[1e7]).fit(X, y, sample_weight=weights)
+
+
+def test_a_refit_leaves_nothing_of_the_path_before():
+    X, y = data()
+    fitted = model(alpha="gcv").fit(X, y).set_params(alpha=1.0).fit(X, y)
+    assert set(vars(fitted)) == set(vars(model(alpha=1.0).fit(X, y)))
+
+
 def test_kernels_and_widths_come_in_scikit_learns_words():
     X, y = data()
     ours = model(gamma=0.125).fit(X, y).predict(X)
@@ -329,5 +373,7 @@ def test_merge_adds_sums_taken_elsewhere():
 
 def test_sums_and_features_fit_on_a_line():
     fitted = model().fit(*data())
-    assert repr(fitted.statistics_).startswith("GramStatistics(num_rows=60, weight=60, num_features=16")
+    assert repr(fitted.statistics_).startswith(
+        "GramStatistics(num_rows=60, weight=60, num_features=16"
+    )
     assert repr(fitted.features_).startswith("BlockFeatures(RandomFeatures, 3 -> 16, Gaussian()")

@@ -72,6 +72,21 @@ def test_scores_are_those_of_refits(cv, fit_intercept, outputs, weighted):
     assert fitted.best_score_ == pytest.approx(expected.mean(axis=1).max())
 
 
+def test_names_of_columns_are_those_of_the_last_fit():
+    pandas = pytest.importorskip("pandas")
+    X, y, _ = data()
+    named = pandas.DataFrame(X, columns=[f"c{i}" for i in range(X.shape[1])])
+    fitted = model().fit(named, y)
+    assert hasattr(fitted, "feature_names_in_")
+    assert not hasattr(fitted.fit(X, y), "feature_names_in_")
+
+
+def test_scores_do_not_depend_on_the_mean_of_the_targets():
+    X, y, _ = data()
+    near, far = model().fit(X, y), model().fit(X, y + 1e7)
+    assert far.best_score_ == pytest.approx(near.best_score_, abs=1e-5)
+
+
 def test_the_best_model_is_fitted_to_all_rows():
     X, y, weights = data()
     fitted = model(gamma=None, alphas=None).fit(X, y, sample_weight=weights)
@@ -190,7 +205,7 @@ def test_verbose_shows_a_bar_over_candidates(capsys):
 
 
 def test_an_array_of_gammas_is_a_list_of_candidates():
-    X, y = data()
+    X, y, _ = data()
     gammas = np.geomspace(0.1, 1.0, X.shape[1])  # as many as columns: not one for each
     found, same = (model(gamma=g).fit(X, y).cv_results_ for g in (gammas, list(gammas)))
     np.testing.assert_array_equal(found["mean_test_score"], same["mean_test_score"])

@@ -74,6 +74,13 @@ def test_partial_fit_weights_and_dtypes(rows) -> None:
     assert np.allclose(Z, double, atol=2e-2)
 
 
+def test_a_piece_of_one_row_is_added() -> None:
+    X = np.random.default_rng(0).standard_normal((101, 3))
+    pieces = KernelWhitening(n_components=8, gamma=0.5, random_state=0)
+    pieces.partial_fit(X[:100]).partial_fit(X[100:])
+    assert pieces.statistics_.num_rows == 101
+
+
 def test_a_singular_covariance_is_said() -> None:
     X = np.random.default_rng(0).standard_normal((20, 2))
     with pytest.raises(ValueError, match="19 directions above rounding, 64 are to be whitened"):

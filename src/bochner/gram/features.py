@@ -72,7 +72,9 @@ class BlockFeatures:
 
     def __repr__(self) -> str:
         name = type(self.feature_map).__name__
-        return f"BlockFeatures({name}, {self.dim} -> {self.num_features}, {self.kernel}, {self.dtype})"
+        return (
+            f"BlockFeatures({name}, {self.dim} -> {self.num_features}, {self.kernel}, {self.dtype})"
+        )
 
     @property
     def dim(self) -> int:

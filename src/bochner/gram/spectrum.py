@@ -128,8 +128,8 @@ class Spectrum:
                 )
                 if 1.0 - leverage.max() < _LEAST_FREE[statistics.precision]:
                     raise PrecisionError(
-                        f"a row has leverage {leverage.max():.15g}: the model follows it wherever it lies, and"
-                        " rounding hides what the others say; take larger alphas, less unequal weights,"
+                        f"a row has leverage {leverage.max():.15g}: the model follows it wherever it lies,"
+                        " and rounding hides what the others say; take larger alphas, less unequal weights,"
                         " or the sums in float64 (precision='double')."
                     )
                 predicted = (projected @ paths).reshape(len(phi), len(alphas), -1)

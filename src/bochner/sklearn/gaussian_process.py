@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ class GaussianProcess(FeatureParameters, MultiOutputMixin, RegressorMixin, BaseE
     Attributes:
         lengthscales_ [d], outputscale_, noise_, y_mean_; features_; posterior_; optimizer_rows_ (0 if
         fixed); evidence_gap_, log evidence for each of these rows by which the features exceed the exact
-        kernel where the search ended (NaN above 4,096 rows); log_marginal_likelihood_value_ and
+        kernel where the search ended (NaN above 4,096 rows and if fixed); log_marginal_likelihood_value_ and
         effective_dof_ of the model that predicts, on all rows.
     Numerics:   search, landmarks and exact formulas in float64; sums over rows in float32 blocks where
                 noise / outputscale bears it (1e-6 n), in float64 otherwise.
@@ -166,7 +167,7 @@ class GaussianProcess(FeatureParameters, MultiOutputMixin, RegressorMixin, BaseE
                 )
         for name in ("outputscale", "noise"):
             value = getattr(self, name)
-            if value != "scale" and not (isinstance(value, float | int) and 0 < value < math.inf):
+            if value != "scale" and not (isinstance(value, Real) and 0 < float(value) < math.inf):
                 raise ValueError(f"{name}={value!r} must be 'scale' or a positive number.")
         for name in ("n_landmarks", "max_optimizer_rows"):
             if getattr(self, name) < 1:
@@ -188,7 +189,7 @@ class GaussianProcess(FeatureParameters, MultiOutputMixin, RegressorMixin, BaseE
             unit if self.outputscale == "scale" else float(self.outputscale),
             NOISE_SHARE * unit if self.noise == "scale" else float(self.noise),
         )
-        self.optimizer_rows_ = 0
+        self.optimizer_rows_, self.evidence_gap_ = 0, math.nan
         if self.hyperparameters == "fixed":
             return start
         rows = _some(len(targets), self.max_optimizer_rows, random)
@@ -207,7 +208,6 @@ class GaussianProcess(FeatureParameters, MultiOutputMixin, RegressorMixin, BaseE
         dof = evidence.posterior(optimum.hyperparameters).effective_dof
         if dof > features.num_features / 2:
             _warn_starved("hyper-parameters come from a model", dof, features.num_features)
-        self.evidence_gap_ = math.nan
         if len(rows) <= EXACT_ROWS:
             gap = optimum.log_evidence - evidence.exact(optimum.hyperparameters)
             self.evidence_gap_ = gap / targets[rows].size

@@ -120,6 +120,11 @@ class KernelPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     def _solve(self) -> KernelPCA:
         """Components from the sums."""
         sums = self.statistics_
+        if sums.weight <= 1.0:
+            raise ValueError(
+                f"sample_weight sums to {sums.weight:.3g}; weights count as repetitions of rows, and a"
+                " variance wants more than one row."
+            )
         centred = sums.centred().gram
         values, vectors = np.linalg.eigh(centred)
         values, vectors = values[::-1], vectors[:, ::-1]
@@ -143,7 +148,8 @@ class KernelPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         self.eigenvalues_ = values[:kept].copy()
         self.explained_variance_ = self.eigenvalues_ / (sums.weight - 1.0)
         total = float(np.trace(centred))
-        self.explained_variance_ratio_ = self.eigenvalues_ / total
+        some = total > floor  # equal rows have no variance to share
+        self.explained_variance_ratio_ = self.eigenvalues_ / total if some else np.zeros(kept)
         self._n_features_out = kept
         return self
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import (
     _check_feature_names,
     _check_n_features,
@@ -44,7 +45,7 @@ def validated(estimator: Any, X: Any, y: Any = None, **checks: Any) -> Any:
         return validate_data(estimator, X, **given, **checks)
     reset = checks.get("reset", True)
     if is_dask(X):
-        rows = _numeric(_as_array(X), "X", 2)
+        rows = _numeric(_as_array(_one_type(X)), "X", 2)
         named = X._meta if hasattr(X, "columns") else np.zeros((0, rows.shape[1]))
         _check_feature_names(estimator, named, reset=reset)
     else:
@@ -55,19 +56,25 @@ def validated(estimator: Any, X: Any, y: Any = None, **checks: Any) -> Any:
     _check_n_features(estimator, rows, reset=reset)
     if y is None:
         return rows
-    return rows, validated_targets(rows, y)
+    return rows, _targets(rows, y, multi_output=checks.get("multi_output", False))
 
 
-def validated_targets(rows: Any, y: Any) -> Any:
-    """Targets beside checked distant rows: of Dask if the rows are, else numpy, of as many rows."""
-    if is_dask(rows):
-        targets = _as_array(y) if is_dask(y) else np.asarray(y)
-        count = rows.shape[0]
-    else:
-        targets, count = np.asarray(y), rows.local.shape[0]
-    if targets.shape[:1] != (count,):
-        raise ValueError(f"y has {targets.shape[0]} rows; X has {count}.")
-    if targets.ndim == 2 and targets.shape[1] == 1 and not is_dask(targets):
+def _targets(rows: Any, y: Any, *, multi_output: bool) -> Any:
+    """Targets beside checked distant rows: of Dask if the rows are, else numpy, of as many rows; a single
+    column of them stays one if there may be several."""
+    if not is_dask(rows):
+        return rows.checked(partial(_targets_beside, y=np.asarray(y), multi_output=multi_output))
+    targets = _as_array(y) if is_dask(y) else np.asarray(y)
+    return _targets_beside(rows, targets, multi_output=multi_output)
+
+
+def _targets_beside(rows: Any, y: Any, *, multi_output: bool) -> Any:
+    targets = y
+    if targets.shape[:1] != (rows.shape[0],):
+        raise ValueError(f"y has {targets.shape[0]} rows; X has {rows.shape[0]}.")
+    if not is_dask(targets) and targets.dtype.kind == "f":
+        assert_all_finite(targets, input_name="y")
+    if targets.ndim == 2 and targets.shape[1] == 1 and not multi_output:
         targets = targets[:, 0]
     return targets
 
@@ -76,12 +83,22 @@ def validated_weight(rows: Any, sample_weight: Any) -> Any:
     """Sample weights beside checked distant rows, as float64; None stays."""
     if sample_weight is None:
         return None
-    count = rows.shape[0] if is_dask(rows) else rows.local.shape[0]
+    beside = partial(_weight_beside, sample_weight=sample_weight)
+    return beside(rows) if is_dask(rows) else rows.checked(beside)
+
+
+def _weight_beside(rows: Any, sample_weight: Any) -> Any:
     if isinstance(sample_weight, numbers.Real):
-        return np.full(count, float(sample_weight))
+        sample_weight = np.full(rows.shape[0], float(sample_weight))
     weight = _as_array(sample_weight) if is_dask(sample_weight) else np.asarray(sample_weight)
-    if weight.shape != (count,):
-        raise ValueError(f"sample_weight has shape {list(weight.shape)}; expected [{count}].")
+    if weight.shape != (rows.shape[0],):
+        raise ValueError(
+            f"sample_weight has shape {list(weight.shape)}; expected [{rows.shape[0]}]."
+        )
+    if bool((weight < 0).any()):  # of Dask: one pass over the weights
+        raise ValueError("sample_weight has negative values; weights count as repetitions.")
+    if not is_dask(weight):
+        assert_all_finite(weight, input_name="sample_weight")
     return weight.astype(np.float64)
 
 
@@ -129,6 +146,17 @@ def _as_array(collection: Any) -> Any:
     from bochner.gram.dask import as_array
 
     return as_array(collection)
+
+
+def _one_type(collection: Any) -> Any:
+    """A dataframe of bool beside float as float64, as in memory: its array would be one of objects."""
+    if not hasattr(collection, "columns"):
+        return collection
+    from pandas.api.types import is_numeric_dtype
+
+    mixed = collection._meta.to_numpy().dtype.kind == "O"
+    numbers = all(is_numeric_dtype(dtype) for dtype in collection.dtypes)
+    return collection.astype(np.float64) if mixed and numbers else collection
 
 
 def _numeric(array: Any, name: str, ndim: int) -> Any:

@@ -137,7 +137,9 @@ class KernelWhitening(
         return self
 
     def _checked(self, X: Any, sample_weight: Any, *, reset: bool) -> tuple[Any, Any]:
-        X = validated(self, X, accept_sparse="csr", dtype=FLOATS, ensure_min_samples=1 + reset, reset=reset)
+        X = validated(
+            self, X, accept_sparse="csr", dtype=FLOATS, ensure_min_samples=1 + reset, reset=reset
+        )
         if is_distant(X):
             return X, validated_weight(X, sample_weight)
         if sample_weight is None:

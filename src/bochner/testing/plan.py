@@ -51,8 +51,9 @@ class Plan:
             plan = cls()
         smallest = plan._smallest(Softmax() if kernel is None else kernel)
         factor = max(1.0, _USUAL / smallest) if smallest else 1.0
-        # errors fall as 1/sqrt(m); half of that is to spare
-        more = min(_LARGEST_FACTOR, 1 << max(0, int(2 * math.log2(factor)) - 1))
+        # errors fall as 1/sqrt(m); half of it is to spare, but for mirrored pairs and a bias to be added
+        spare = int(projection.antithetic_base is None and projection.unbiased)
+        more = min(_LARGEST_FACTOR, 1 << max(0, int(2 * math.log2(factor)) - spare))
         return replace(
             plan,
             num_features=more * plan.num_features,

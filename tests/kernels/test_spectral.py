@@ -101,7 +101,7 @@ def test_frequencies_have_the_spectrum_of_the_kernel(kernel) -> None:
         (Matern(0.5), stats.t(1)),
         (Laplacian(), stats.cauchy()),
     ],
-    ids=repr,
+    ids=["Matern 3/2", "Matern 1/2", "Laplacian"],
 )
 def test_one_frequency_has_the_textbook_law(kernel, marginal, generator) -> None:
     normals = torch.randn(20_000, 3, generator=generator, dtype=torch.float64)

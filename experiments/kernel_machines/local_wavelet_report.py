@@ -198,6 +198,8 @@ def draw(rows: list[Row], folder: Path) -> None:
         for at, (value,) in enumerate(distinct(some, quantity)):
             for model in COLOURS:
                 points = pick(some, model=model, **{quantity: value})
+                if not points:  # local features have no part in signals, wavelets none in fields
+                    continue
                 budgets = [m for (m,) in distinct(points, "m")]
                 errors = [over_seeds(pick(points, m=m), "rmse").value for m in budgets]
                 best = over_seeds(
@@ -213,7 +215,7 @@ def draw(rows: list[Row], folder: Path) -> None:
                     [error / best.value for error in errors],
                     marker="o^sDv*"[at % 6],
                     color=COLOURS[model],
-                    label=f"{model}, {value}" if kind == "field" or not at else None,
+                    label=f"{model}, d = {value}" if kind == "field" else f"{model}, {value}",
                 )
         axis.set(
             xscale="log", yscale="log", xlabel="m", ylabel="RMSE / mean RMSE of exact processes"

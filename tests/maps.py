@@ -12,8 +12,9 @@ NAMES = tuple(n for n, s in bochner.specs().items() if s.supports(bochner.Softma
 """Maps of the softmax kernel."""
 POSITIVE = tuple(n for n in NAMES if bochner.spec(n).positive)
 RANDOM = tuple(n for n in NAMES if bochner.spec(n).random)
-BIASED = tuple(n for n in NAMES if not bochner.spec(n).random)
-WITHOUT_THEORY = (*BIASED, "data-aware-mixture")
+BIASED = tuple(n for n, s in bochner.specs().items() if not s.random)
+"""Of any kernel."""
+WITHOUT_THEORY = (*(n for n in BIASED if n in NAMES), "data-aware-mixture")
 """No closed form for the variance: nothing random, a mixture."""
 PREDICTED = tuple(n for n in NAMES if n not in WITHOUT_THEORY)
 FITTED = tuple(n for n in NAMES if bochner.spec(n).needs_data)

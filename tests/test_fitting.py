@@ -31,13 +31,22 @@ DATA: dict[str, tuple[Tensor, Tensor]] = {
 }
 
 
+FAR = ("norm 30", "norm 80", "condition 1e8", "means of 1e4", "keys 1e6 times the queries")
+"""Many lengthscales from their centre: no series about it will do."""
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("name", FITTED)
 def test_fits_anything(name: str, data: str, dtype: torch.dtype) -> None:
     """The exact kernel is kept whatever the fit; float32 features agree with float64 ones."""
     q, k = (x.to(dtype) for x in DATA[data])
-    phi = bochner.make(name, dim=8, num_features=budget(name, 16), generator=seeded(0)).fit(q, k)
+    unfitted = bochner.make(name, dim=8, num_features=budget(name, 16), generator=seeded(0))
+    if name == "local" and data in FAR:
+        with pytest.raises(ValueError, match="so far from their centre"):
+            unfitted.fit(q, k)
+        return
+    phi = unfitted.fit(q, k)
     x, y = q[:5], k[:5]
     wide_x, wide_y = x.double(), y.double()
     norms = wide_x.norm(dim=-1).unsqueeze(-1), wide_y.norm(dim=-1).unsqueeze(-2)
@@ -64,7 +73,9 @@ def test_a_fit_pools_what_is_not_a_head(name: str) -> None:
     laid = [x.transpose(0, 1).flatten(1, 2) for x in (q, k)]
     whole = bochner.make(name, generator=seeded(0), **size).fit(*laid)
     x = normal(2, 6, 4, seed=3)
-    assert all(draw.shape[0] == 2 and draw.shape[2] == 4 for draw in pooled.draws())
+    assert all(draw.shape[0] == 2 for draw in pooled.draws())
+    if name != "local":  # whose draws are signs
+        assert all(draw.shape[2] == 4 for draw in pooled.draws())
     if name == "calibrated" or (
         name.startswith("data-aware") and not name.endswith(("absolute", "relative"))
     ):

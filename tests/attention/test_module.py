@@ -291,7 +291,7 @@ def test_fit_is_what_the_map_does_with_the_projections() -> None:
         ((24, 0), {}, "num_heads=0 must be an integer of at least 1."),
         ((24, 6), {"num_kv_heads": 4}, "num_heads=6 must be a multiple of num_kv_heads=4."),
         ((24, 3), {"kdim": -1}, "kdim=-1 must be an integer of at least 1."),
-        ((24, 3), {"feature_map": "positve"}, "did you mean 'positive'?"),
+        ((24, 3), {"feature_map": "positiv"}, "did you mean 'positive'?"),
         ((24, 3), {"exact": 32}, "exact must be an ExactWindow or None, got int;"),
     ],
 )

@@ -60,7 +60,7 @@ def predict(
     Shapes:     q [*heads, n, d], k [*heads, n', d], v [*heads, n', dv].
     Arguments:  num_queries: how many queries are looked at.
     Returns:    Prediction, or None where theory has no closed form: biased maps that draw nothing
-                (`calibrated`, `nystroem`) and mixtures (`data-aware-mixture`); `measure` them. Directions are
+                (`calibrated`) and mixtures (`data-aware-mixture`); `measure` them. Directions are
                 taken as independent (a coupling lowers the error a little).
     Error:      first order in the relative variance of the denominators; check `reliable`. For
                 positive maps it overestimates beyond that (outputs stay among the values).

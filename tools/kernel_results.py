@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.measuring.machine_tables import machine_caption, machine_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments/kernel_machines/results"
 QUOTED = [  # experiment, how a line of its summary begins, what it is about
     ("kernel-gp-calibration", "Where the model is right", "95 % intervals of Gaussian processes"),
-    ("kernel-local-wavelet", "d = 2:", "local features on fields of many lengthscales"),
+    ("kernel-local-wavelet", "d = 1:", "local features on fields of many lengthscales"),
     ("kernel-binning", "- Gaussian, d = 2, fast:", "random binning"),
     ("kernel-whitening", "At C = 1,", "whitening of sentence embeddings"),
 ]
-DIRECTIONS = ("| directions |", "|---|---|---", "| orthogonal |", "| sobol |")
+DIRECTIONS = ("| directions |", "|---|", "| orthogonal |", "| sobol |")
 
 
 def summary(experiment: str) -> str:
@@ -70,8 +74,8 @@ def quoted() -> str:
 def benchmark(titles: tuple[str, ...]) -> str:
     """Tables of benchmarks/kernel_machines.json."""
     found = json.loads((ROOT / "benchmarks/kernel_machines.json").read_text(encoding="utf-8"))
-    parts = [found["caption"]]
-    for title, table in found["tables"].items():
+    parts = [machine_caption(found)]
+    for title, table in machine_tables(found).items():
         if title.startswith(titles):
             parts += [f"*{title}*", table]
     return "\n\n".join(parts)

@@ -4,7 +4,7 @@
     demo        docs/demo/tables.md, word for word, after `bochner demo --out docs/demo`
     bench       the table of benchmarks/attention.json, after `make bench`
     structured  chains of many states: a benchmark and the experiments (structured_results.py)
-    kernels     kernel machines: a benchmark and the experiments (kernel_results.py); also in docs/kernel-machines.md
+    kernels     kernel machines (kernel_results.py); `samplers`, more of them, in docs/kernel-machines.md
     hybrids     sentences of experiments/hybrid_random_features/results/*/summary.md
 
 A test compares the pages with all of them.

@@ -208,7 +208,9 @@ def test_what_is_wrong_is_named():
     X, y, _ = data(3)
     with pytest.raises(ValueError, match="loss='hinge' must be 'ridge' or 'logistic'"):
         model("hinge").fit(X, y)
-    with pytest.raises(ValueError, match="alpha='gcv' must be a finite number >= 0 for loss='logistic'"):
+    with pytest.raises(
+        ValueError, match="alpha='gcv' must be a finite number >= 0 for loss='logistic'"
+    ):
         model("logistic", alpha="gcv").fit(X, y)
     with pytest.raises(ValueError, match="one class"):
         model().fit(X, np.zeros(ROWS))

@@ -41,7 +41,8 @@ class BinningRidge(MultiOutputMixin, RegressorMixin, BinningParameters, BaseEsti
         fit_intercept: whether there is a constant, without penalty.
         tol: on the residual of the normal equations, relative to Z'Vy; max_iter: products with Z'Z at most.
     Attributes:
-        coef_ [m] or [k, m], intercept_, as scikit-learn's Ridge; n_iter_ [k]; features_.
+        coef_, intercept_: [m] or [k, m], as scikit-learn's Ridge.
+        n_iter_: [k]; features_: the maps of the rows.
     Numerics:   float64, with the diagonal as preconditioner. The condition number is at most
                 1 + lambda_max/alpha, and iterations go with its root.
     Cost:       O(n R) per iteration; 12 n R bytes. KernelRidge with m features pays n m^2 once.

@@ -68,10 +68,12 @@ class GaussianProcess(FeatureParameters, MultiOutputMixin, RegressorMixin, BaseE
         max_optimizer_rows: the evidence is that of at most so many random rows (2,048: a compromise of
             time; optimizer_rows_ says how many there were). Predictions always use all rows.
     Attributes:
-        lengthscales_ [d], outputscale_, noise_, y_mean_; features_; posterior_; optimizer_rows_ (0 if
-        fixed); evidence_gap_, log evidence for each of these rows by which the features exceed the exact
-        kernel where the search ended (NaN above 4,096 rows and if fixed); log_marginal_likelihood_value_ and
-        effective_dof_ of the model that predicts, on all rows.
+        lengthscales_, outputscale_, noise_, y_mean_: what was found, [d] and numbers.
+        features_, posterior_: what predicts.
+        optimizer_rows_: how many rows the search looked at, 0 if fixed.
+        evidence_gap_: log evidence for each of these rows by which the features exceed the exact kernel
+            where the search ended; NaN above 4,096 rows and if fixed.
+        log_marginal_likelihood_value_, effective_dof_: of the model that predicts, on all rows.
     Numerics:   search, landmarks and exact formulas in float64; sums over rows in float32 blocks where
                 noise / outputscale bears it (1e-6 n), in float64 otherwise.
     Error:      intervals are those of the model: they cover where kernel and noise are right, on average

@@ -63,8 +63,9 @@ class KernelClassifier(ClassifierMixin, RidgeModel, BaseEstimator):
         class_weight: None, "balanced" or {class: weight}.
         tol, max_iter: of "logistic": stop at a promised fall of the objective below tol times it.
     Attributes:
-        classes_, coef_ [1 or K, m], intercept_ [1 or K], n_iter_, features_, alpha_; of "ridge" also
-        statistics_ (the sums) and, of a path, alphas_ and criterion_.
+        classes_, coef_, intercept_: [K], [1 or K, m], [1 or K].
+        n_iter_, features_, alpha_: steps, the maps of the rows, the penalty.
+        statistics_: of "ridge", the sums; alphas_, criterion_: of a path.
     Numerics:   gradients of "logistic" are float64 sums, so its minimum does not depend on `precision`;
                 coefficients of K classes sum to 0 over classes.
     Cost:       "ridge": n m^2 + n m (d + k) + m^3/3. "logistic", two classes: the same for every step, 5

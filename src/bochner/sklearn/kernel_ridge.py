@@ -39,8 +39,9 @@ class KernelRidge(MultiOutputMixin, RegressorMixin, RidgeModel, BaseEstimator):
         verbose: 1 shows a progress bar on standard error.
     Attributes:
         coef_ [m] or [k, m], intercept_: as scikit-learn's Ridge. features_: rows -> features.
-        statistics_: the sums (see `merge`). alpha_, and of a path alphas_ and criterion_ [a], the mean
-        squared error that "gcv" or "loo" expects, per unit of weight.
+        statistics_: the sums (see `merge`).
+        alpha_, alphas_, criterion_: the penalty; of a path all of them and, [a], the mean squared error
+            that "gcv" or "loo" expects, per unit of weight.
     Numerics:   weights count as repetitions (in "gcv" and "loo": as weights of single observations). With
                 gamma="scale" the variance is weighted too.
     Cost:       n m^2 operations, half of a matrix product, n m (d + k), and m^3/3; "gcv" 9 m^3, "loo"

@@ -49,9 +49,10 @@ class KernelRidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         fit_intercept, precision, verbose: as in `KernelRidge`.
     Attributes:
         best_estimator_: a fitted KernelRidge; coef_, intercept_, features_, statistics_, alpha_ are its.
-        best_params_, best_score_, best_index_, n_splits_, and cv_results_, a table as `GridSearchCV`'s:
-        for every candidate and penalty its param_*, split*_test_score (R^2, weighted), mean_test_score,
-        std_test_score, rank_test_score and fit_time, the candidate's in seconds.
+        best_params_, best_score_, best_index_, n_splits_: as `GridSearchCV`'s.
+        cv_results_: a table as `GridSearchCV`'s, for every candidate and penalty its param_*,
+            split*_test_score (R^2, weighted), mean_test_score, std_test_score, rank_test_score and
+            fit_time, the candidate's in seconds.
     Numerics:   gamma="scale" and centres look at all rows, targets at training rows only.
     Cost:       per candidate one pass, n m^2, and K eigendecompositions, 9 m^3 each; the final fit is free.
                 Memory: the sums of the folds, K m^2; of the winner as well.

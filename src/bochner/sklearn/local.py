@@ -34,7 +34,8 @@ class LocalGaussianProcess(RegressorMixin, BaseEstimator):
             density of left-out rows, in at most 8 cells.
         random_state: an int for the same features again.
     Attributes:
-        centers_ [c, d] and radius_ (in lengthscales), alpha_, outputscale_, noise_, y_mean_,
+        centers_, radius_: [c, d], and how far a row may be, in lengthscales.
+        alpha_, outputscale_, noise_, y_mean_: what was found.
         log_predictive_density_: mean over left-out rows, in nats; for choosing gamma.
     Error:      predictions jump where cells meet, by about the error of the series at the radius; the
                 error is small while n_components exceeds the monomials that matter, so: few columns (d <= 5).

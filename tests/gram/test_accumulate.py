@@ -11,7 +11,8 @@ from scipy import sparse
 
 import bochner
 from bochner.gram import BlockFeatures, BlockGrid, GramStatistics, Precision, accumulate
-from bochner.gram.accumulate import group_statistics, in_order, one_thread
+from bochner.gram.accumulate import group_statistics
+from bochner.gram.threads import in_order, one_thread
 
 
 def features(dim: int = 3, m: int = 16, name: str = "trigonometric", **options) -> BlockFeatures:

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 from scipy import sparse
 from sklearn import datasets
 from sklearn.base import clone
@@ -225,3 +226,27 @@ def test_habits_from_elsewhere_are_told_the_name(parameters, message):
 def test_a_composite_kernel_is_told_where_its_parts_go():
     with pytest.raises(TypeError, match=r"alone: a factor is outputscale and white noise is noise"):
         RandomFeatures(kernel=2.0 * kernels.RBF() + kernels.WhiteKernel()).fit(normal())
+
+
+def test_a_map_of_its_own_brings_its_kernel() -> None:
+    """A kernel that is not stationary must not see centred rows, whatever `kernel` says by default."""
+    rows = np.random.default_rng(0).normal(size=(50, 3)) + 2.0
+    phi = bochner.make("tensor-sketch", dim=3, num_features=4096, dtype=torch.float64)
+    found = RandomFeatures(features=phi, gamma=0.5).fit(rows)
+    assert found.features_.offset is None
+    np.testing.assert_allclose(
+        found.transform(rows), phi.query(torch.from_numpy(rows)).materialise().numpy()
+    )
+    RandomFeatures(features=phi, kernel="polynomial").fit(rows)
+    with pytest.raises(ValueError, match=r"kernel='laplacian'.* features=.* estimates Polynomial"):
+        RandomFeatures(features=phi, kernel="laplacian").fit(rows)
+
+
+@pytest.mark.parametrize(("size", "gamma"), [(1e200, "scale"), (1.5e308, 1.0)])
+def test_rows_whose_moments_leave_float64(size: float, gamma: object) -> None:
+    rows = size * np.sign(np.random.default_rng(0).normal(size=(50, 3)) + 1.0)
+    with (
+        np.errstate(over="ignore", invalid="ignore"),
+        pytest.raises(ValueError, match="mean or variance of X is beyond float64"),
+    ):
+        RandomFeatures(gamma=gamma, random_state=0).fit(rows)

@@ -12,17 +12,6 @@ from bochner.gram.features import Reused
 from bochner.gram.grid import BLOCK_ROWS
 from bochner.gram.rows import Progress, sum_over_groups
 from bochner.gram.statistics import GramStatistics, Precision
-from bochner.gram.threads import in_order, one_thread
-
-__all__ = [
-    "GroupWork",
-    "Progress",
-    "RowFeatures",
-    "accumulate",
-    "group_statistics",
-    "in_order",
-    "one_thread",
-]
 
 
 class RowFeatures(Protocol):

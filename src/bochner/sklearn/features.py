@@ -57,7 +57,7 @@ def build_features(
     Arguments:
         kernel: a name, a Kernel, or scikit-learn's RBF, Matern or RationalQuadratic, whose length_scale is
             then taken over (ARD too) instead of gamma's.
-        features: a name of the catalogue, or a symmetric FeatureMap, taken as it is.
+        features: a name of the catalogue, or a symmetric FeatureMap, taken as it is with its own kernel.
         projection: None takes the map's own default.
         n_components: m; where the map spends several columns at a time (trigonometric: 2), the next
             number that it can be made with.
@@ -72,6 +72,13 @@ def build_features(
     """
     random = check_random_state(random_state)
     chosen, lengthscales = _kernel(kernel, X.shape[1])
+    if isinstance(features, FeatureMap):  # which estimates what it estimates
+        if kernel != "gaussian" and chosen != features.kernel:
+            raise ValueError(
+                f"kernel={kernel!r} is not that of features={type(features).__name__}, which estimates"
+                f" {features.kernel!r}; leave kernel out."
+            )
+        chosen = features.kernel
     centre = chosen.stationary and not sparse.issparse(X)
     by_scale = lengthscales is None and isinstance(gamma, str) and gamma == "scale"
     moments = ColumnMoments.over(X, sample_weight) if centre or by_scale else None
@@ -84,6 +91,11 @@ def build_features(
         )
     generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
     offset = moments.mean if centre and moments is not None else None
+    if not (np.isfinite(lengthscales).all() and (offset is None or np.isfinite(offset).all())):
+        raise ValueError(
+            "the mean or variance of X is beyond float64; divide X by a power of ten first (squares of"
+            " entries above 1e154 have no float64)."
+        )
     feature_map = _made(X.shape[1], chosen, features, projection, n_components, generator)
     scale = 1.0 / lengthscales
     if isinstance(feature_map, UnfittedMap):

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bochner.gram import BlockFeatures, GramStatistics, Precision, Spectrum
-from bochner.gram.accumulate import Progress
+from bochner.gram.rows import Progress
 from bochner.gram.solve import FLOORS, intercept_of, precision_error
 from bochner.sklearn.ridge_fit import CONSTANT, Rows
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bochner.gram import BlockFeatures, BlockGrid, RidgeSolution
-from bochner.gram.accumulate import in_order
 from bochner.gram.features import Reused
+from bochner.gram.threads import in_order
 
 
 def linear_scores(

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bochner.gram import BlockFeatures, Precision, PrecisionError, accumulate
-from bochner.gram.accumulate import Progress
 from bochner.gram.likelihood import Binary, Multinomial
 from bochner.gram.logistic import LogisticPass, LogisticSums
 from bochner.gram.majorised import majorised
 from bochner.gram.newton import LogisticFit, Penalty, newton
+from bochner.gram.rows import Progress
 from bochner.sklearn.ridge_fit import DTYPES
 
 Matrix = NDArray[np.float64]

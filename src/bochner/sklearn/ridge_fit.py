@@ -25,8 +25,8 @@ from bochner.gram import (
     accumulate,
     ridge,
 )
-from bochner.gram.accumulate import Progress
 from bochner.gram.grid import BLOCK_ROWS
+from bochner.gram.rows import Progress
 
 Matrix = NDArray[np.float64]
 DTYPES: dict[Precision, type[np.floating[Any]]] = {
